@@ -1,0 +1,52 @@
+// Column lists: which columns (keys, or hidden units) each group of query rows attends to.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "chipmunk_kernels/context.h"
+#include "chipmunk_kernels/export.h"
+#include "chipmunk_kernels/tensor.h"
+
+namespace chipmunk {
+
+// One list per group of `query_group` consecutive rows. Indices are ascending and unique; entries
+// at positions >= count are never read.
+struct ColumnLists {
+  TensorView indices;  // [*lead, groups, capacity] int32
+  TensorView counts;   // [*lead, groups] int32
+  int32_t query_group = 192;
+};
+
+// How `select_columns` chooses. Exactly one of `count` and `mass` is set.
+struct ColumnSelection {
+  std::optional<int64_t> count;      // columns per group
+  std::optional<double> mass;        // fraction in [0, 1] of each row's score total
+  int64_t min_count = 0;             // at least so many columns in every list
+  std::optional<int64_t> max_count;  // at most so many
+  double random_fraction = 0.0;      // in [0, 1]: share drawn uniformly instead of by score
+  uint64_t seed = 0;
+};
+
+// Fills `columns` with each row's best columns. `always`: columns that are selected whatever their
+// score. `columns.query_group` is not used.
+//   scores   [*lead, groups, n] float32, bfloat16 or float16
+//   always   broadcastable to scores, bool (strides may be 0), or null
+CHIPMUNK_API void select_columns(const TensorView& scores, const TensorView* always,
+                                 const ColumnSelection& selection, const ColumnLists& columns,
+                                 const Context& context);
+
+// Lists the true entries of each row of `mask` [*lead, groups, n] bool. A row with more of them
+// than the lists' capacity keeps the lowest.
+CHIPMUNK_API void columns_from_mask(const TensorView& mask, const ColumnLists& columns,
+                                    const Context& context);
+
+// The inverse: mask [*lead, groups, n] is overwritten; indices outside [0, n) are ignored.
+CHIPMUNK_API void columns_to_mask(const ColumnLists& columns, const TensorView& mask,
+                                  const Context& context);
+
+// Throws InvalidArgument, naming the first offender, unless every count is in [0, capacity] and
+// every list is ascending, unique and within [0, n). CPU tensors only.
+CHIPMUNK_API void validate_columns(const ColumnLists& columns, int64_t n, const Context& context);
+
+}  // namespace chipmunk

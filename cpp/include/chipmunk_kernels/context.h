@@ -1,0 +1,15 @@
+// Where and how an op runs. Passed with every call: the library keeps no global state.
+#pragma once
+
+#include "chipmunk_kernels/tensor.h"
+
+namespace chipmunk {
+
+struct Context {
+  // cudaStream_t of the tensors' device for CUDA tensors; unused on the CPU.
+  void* stream = nullptr;
+  // Threads for the CPU backend; 0 means every core that this process may run on.
+  int cpu_threads = 0;
+};
+
+}  // namespace chipmunk

@@ -1,0 +1,7 @@
+namespace chipmunk::cpu {
+namespace {
+
+constexpr AttentionKernels kAttentionKernels = {};
+
+}  // namespace
+}  // namespace chipmunk::cpu

@@ -1,0 +1,7 @@
+#pragma once
+
+namespace chipmunk::cpu {
+
+struct AttentionKernels {};
+
+}  // namespace chipmunk::cpu

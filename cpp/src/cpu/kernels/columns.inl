@@ -1,0 +1,7 @@
+namespace chipmunk::cpu {
+namespace {
+
+constexpr ColumnsKernels kColumnsKernels = {};
+
+}  // namespace
+}  // namespace chipmunk::cpu

@@ -1,0 +1,7 @@
+#pragma once
+
+namespace chipmunk::cpu {
+
+struct ColumnsKernels {};
+
+}  // namespace chipmunk::cpu

@@ -1,0 +1,7 @@
+namespace chipmunk::cpu {
+namespace {
+
+constexpr MlpKernels kMlpKernels = {};
+
+}  // namespace
+}  // namespace chipmunk::cpu

@@ -1,0 +1,7 @@
+#pragma once
+
+namespace chipmunk::cpu {
+
+struct MlpKernels {};
+
+}  // namespace chipmunk::cpu
