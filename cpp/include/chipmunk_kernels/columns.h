@@ -20,11 +20,11 @@ struct ColumnLists {
 
 // How `select_columns` chooses. Exactly one of `count` and `mass` is set.
 struct ColumnSelection {
-  std::optional<int64_t> count;      // columns per group
-  std::optional<double> mass;        // fraction in [0, 1] of each row's score total
-  int64_t min_count = 0;             // at least so many columns in every list
-  std::optional<int64_t> max_count;  // at most so many
-  double random_fraction = 0.0;      // in [0, 1]: share drawn uniformly instead of by score
+  std::optional<int64_t> count = {};      // columns per group
+  std::optional<double> mass = {};        // fraction in [0, 1] of each row's score total
+  int64_t min_count = 0;                  // at least so many columns in every list
+  std::optional<int64_t> max_count = {};  // at most so many
+  double random_fraction = 0.0;           // in [0, 1]: share drawn uniformly instead of by score
   uint64_t seed = 0;
 };
 

@@ -1,0 +1,67 @@
+#include "ops/column_lists.h"
+
+#include <string>
+
+namespace chipmunk {
+namespace {
+
+// "[batch=2, heads=3, groups=4, capacity]"; `last` may be empty.
+std::string lists_shape(std::initializer_list<NamedDim> lead, int64_t groups, const char* last) {
+  std::string out = "shape [";
+  for (const NamedDim& dim : lead) {
+    out += std::string(dim.name) + "=" + std::to_string(dim.size) + ", ";
+  }
+  return out + "groups=" + std::to_string(groups) + last + "]";
+}
+
+bool leads_with(const TensorView& t, std::initializer_list<NamedDim> lead, int64_t groups) {
+  int32_t i = 0;
+  for (const NamedDim& dim : lead) {
+    if (t.shape[i++] != dim.size) return false;
+  }
+  return t.shape[i] == groups;
+}
+
+}  // namespace
+
+ColumnListsParams check_column_lists(const ArgChecker& check, const ColumnLists& columns,
+                                     std::initializer_list<NamedDim> lead, int64_t rows,
+                                     std::string_view other, Device device) {
+  const TensorView& indices = columns.indices;
+  const TensorView& counts = columns.counts;
+  const int32_t query_group = columns.query_group;
+  if (query_group < 64 || query_group > 256 || query_group % 64 != 0) {
+    check.fail("columns.query_group", "64, 128, 192 or 256", std::to_string(query_group));
+  }
+  const int64_t groups = (rows + query_group - 1) / query_group;
+  const int32_t lead_rank = static_cast<int32_t>(lead.size());
+  if (indices.rank != lead_rank + 2 || !leads_with(indices, lead, groups)) {
+    check.fail("columns.indices", lists_shape(lead, groups, ", capacity"), to_string(indices));
+  }
+  if (counts.rank != lead_rank + 1 || !leads_with(counts, lead, groups)) {
+    check.fail("columns.counts", lists_shape(lead, groups, ""), to_string(counts));
+  }
+  check.dtype("columns.indices", indices, {DType::kInt32});
+  check.dtype("columns.counts", counts, {DType::kInt32});
+  check.same_device("columns.indices", indices, other, device);
+  check.same_device("columns.counts", counts, other, device);
+  check.last_dim_contiguous("columns.indices", indices);
+  check.readable("columns.indices", indices);
+  check.readable("columns.counts", counts);
+  const bool has_heads = lead_rank == 2;
+  return {
+      .indices = static_cast<int32_t*>(indices.data),
+      .indices_batch_stride = indices.strides[0],
+      .indices_head_stride = has_heads ? indices.strides[1] : 0,
+      .indices_group_stride = indices.strides[lead_rank],
+      .counts = static_cast<int32_t*>(counts.data),
+      .counts_batch_stride = counts.strides[0],
+      .counts_head_stride = has_heads ? counts.strides[1] : 0,
+      .counts_group_stride = counts.strides[lead_rank],
+      .groups = groups,
+      .capacity = indices.shape[lead_rank + 1],
+      .query_group = query_group,
+  };
+}
+
+}  // namespace chipmunk

@@ -1,0 +1,264 @@
+#include "chipmunk_kernels/columns.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "cpu/columns.h"
+#include "cuda/columns.h"
+#include "ops/check.h"
+
+namespace chipmunk {
+namespace {
+
+// `t` [*lead, last] as rows; where `has_last` is false, every dimension leads.
+RowsParams rows_of(const TensorView& t, bool has_last = true) {
+  RowsParams rows{};
+  rows.data = t.data;
+  rows.rank = has_last ? t.rank - 1 : t.rank;
+  std::copy_n(t.shape.begin(), rows.rank, rows.shape);
+  std::copy_n(t.strides.begin(), rows.rank, rows.strides);
+  rows.last_stride = has_last ? t.strides[t.rank - 1] : 1;
+  return rows;
+}
+
+// `t` broadcast to the shape of `to`: trailing dimensions align, those of size 1 repeat.
+TensorView broadcast_to(const ArgChecker& check, const char* argument, const TensorView& t,
+                        const char* other, const TensorView& to) {
+  TensorView out = t;
+  out.rank = to.rank;
+  out.shape = to.shape;
+  out.strides = {};
+  bool fits = t.rank <= to.rank;
+  for (int32_t i = 0; fits && i < t.rank; ++i) {
+    const int32_t at = to.rank - t.rank + i;
+    fits = t.shape[i] == 1 || t.shape[i] == to.shape[at];
+    if (t.shape[i] != 1) out.strides[at] = t.strides[i];
+  }
+  if (!fits) {
+    check.fail(argument, "a shape that broadcasts to " + std::string(other) + " " + to_string(to),
+               to_string(t));
+  }
+  return out;
+}
+
+// A tensor [*lead, groups, n] of rows: rank, column numbers that fit int32, data.
+void check_rows(const ArgChecker& check, const char* argument, const TensorView& t) {
+  if (t.rank < 2) check.fail(argument, "shape [*lead, groups, n]", to_string(t));
+  if (t.shape[t.rank - 1] > std::numeric_limits<int32_t>::max()) {
+    check.fail(argument, "fewer than 2^31 columns", to_string(t));
+  }
+  check.readable(argument, t);
+}
+
+// indices [*lead, groups, capacity] and counts [*lead, groups] that belong to `rows` [*lead,
+// groups, n], the argument `other`.
+void check_lists(const ArgChecker& check, const ColumnLists& columns, const char* other,
+                 const TensorView& rows) {
+  const TensorView& indices = columns.indices;
+  const TensorView& counts = columns.counts;
+  const int32_t lead = rows.rank - 1;
+  const auto leads = [&](const TensorView& t) {
+    return std::equal(rows.shape.begin(), rows.shape.begin() + lead, t.shape.begin());
+  };
+  TensorView lead_shape = rows;
+  lead_shape.rank = lead;
+  std::string expected = to_string(lead_shape);
+  if (counts.rank != lead || !leads(counts)) {
+    check.fail("columns.counts", "shape " + expected + " as " + other, to_string(counts));
+  }
+  if (indices.rank != rows.rank || !leads(indices)) {
+    expected.insert(expected.size() - 1, ", capacity");
+    check.fail("columns.indices", "shape " + expected + " as " + other, to_string(indices));
+  }
+  check.dtype("columns.indices", indices, {DType::kInt32});
+  check.dtype("columns.counts", counts, {DType::kInt32});
+  check.same_device("columns.indices", indices, other, rows.device);
+  check.same_device("columns.counts", counts, other, rows.device);
+  check.last_dim_contiguous("columns.indices", indices);
+  check.readable("columns.indices", indices);
+  check.readable("columns.counts", counts);
+}
+
+void check_lists_writable(const ArgChecker& check, const ColumnLists& columns, const char* other,
+                          const TensorView& rows) {
+  check.writable("columns.indices", columns.indices);
+  check.writable("columns.counts", columns.counts);
+  check.no_overlap("columns.indices", columns.indices, "columns.counts", columns.counts);
+  check.no_overlap("columns.indices", columns.indices, other, rows);
+  check.no_overlap("columns.counts", columns.counts, other, rows);
+}
+
+void check_fraction(const ArgChecker& check, const char* argument, double fraction) {
+  if (fraction >= 0.0 && fraction <= 1.0) return;  // false for NaN
+  check.fail(argument, "a fraction from 0 to 1", std::to_string(fraction));
+}
+
+void check_not_negative(const ArgChecker& check, const char* argument, int64_t number) {
+  if (number < 0) check.fail(argument, "a number of columns >= 0", std::to_string(number));
+}
+
+void check_selection(const ArgChecker& check, const ColumnSelection& selection, int64_t n,
+                     int64_t capacity) {
+  if (selection.count.has_value() == selection.mass.has_value()) {
+    check.fail("count", "exactly one of count and mass", selection.count ? "both" : "neither");
+  }
+  if (selection.count) check_not_negative(check, "count", *selection.count);
+  if (selection.mass) check_fraction(check, "mass", *selection.mass);
+  check_not_negative(check, "min_count", selection.min_count);
+  if (selection.max_count) {
+    check_not_negative(check, "max_count", *selection.max_count);
+    if (selection.min_count > *selection.max_count) {
+      check.fail("min_count", "at most max_count=" + std::to_string(*selection.max_count),
+                 std::to_string(selection.min_count));
+    }
+  }
+  check_fraction(check, "random_fraction", selection.random_fraction);
+  if (capacity < std::min(selection.min_count, n)) {
+    check.fail("columns.indices",
+               "a capacity of at least min_count=" + std::to_string(selection.min_count),
+               std::to_string(capacity));
+  }
+}
+
+ColumnsMaskParams mask_params(const TensorView& mask, const ColumnLists& columns) {
+  return {
+      .mask = rows_of(mask),
+      .indices = rows_of(columns.indices),
+      .counts = rows_of(columns.counts, false),
+      .n = mask.shape[mask.rank - 1],
+      .capacity = columns.indices.shape[columns.indices.rank - 1],
+  };
+}
+
+// "[0, 2]": the position of row `row` of `counts`.
+std::string row_position(const TensorView& counts, int64_t row) {
+  TensorView position = counts;
+  for (int32_t i = counts.rank - 1; i >= 0; --i) {
+    position.shape[i] = row % counts.shape[i];
+    row /= counts.shape[i];
+  }
+  return to_string(position);
+}
+
+}  // namespace
+
+void select_columns(const TensorView& scores, const TensorView* always,
+                    const ColumnSelection& selection, const ColumnLists& columns,
+                    const Context& context) {
+  const ArgChecker check("select_columns");
+  check_rows(check, "scores", scores);
+  check.dtype("scores", scores, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
+  check_lists(check, columns, "scores", scores);
+  check_lists_writable(check, columns, "scores", scores);
+  const int64_t n = scores.shape[scores.rank - 1];
+  const int64_t capacity = columns.indices.shape[columns.indices.rank - 1];
+  check_selection(check, selection, n, capacity);
+  SelectColumnsParams params{};
+  params.scores = rows_of(scores);
+  params.scores_dtype = scores.dtype;
+  if (always != nullptr) {
+    check.dtype("always", *always, {DType::kBool});
+    check.same_device("always", *always, "scores", scores.device);
+    check.readable("always", *always);
+    params.always = rows_of(broadcast_to(check, "always", *always, "scores", scores));
+    check.no_overlap("columns.indices", columns.indices, "always", *always);
+    check.no_overlap("columns.counts", columns.counts, "always", *always);
+  }
+  params.n = n;
+  params.count = selection.count.value_or(-1);
+  params.mass = selection.mass.value_or(0.0);
+  params.min_count = selection.min_count;
+  params.max_count = std::min({n, capacity, selection.max_count.value_or(n)});
+  params.random_fraction = selection.random_fraction;
+  params.seed = selection.seed;
+  params.indices = rows_of(columns.indices);
+  params.counts = rows_of(columns.counts, false);
+  params.capacity = capacity;
+  if (columns.counts.numel() == 0) return;
+  switch (scores.device.type) {
+    case DeviceType::kCpu:
+      return cpu::select_columns(params, context.cpu_threads);
+    case DeviceType::kCuda:
+      return cuda::select_columns(params, {scores.device.index, context.stream});
+  }
+}
+
+void columns_from_mask(const TensorView& mask, const ColumnLists& columns, const Context& context) {
+  const ArgChecker check("columns_from_mask");
+  check_rows(check, "mask", mask);
+  check.dtype("mask", mask, {DType::kBool});
+  check_lists(check, columns, "mask", mask);
+  check_lists_writable(check, columns, "mask", mask);
+  if (columns.counts.numel() == 0) return;
+  const ColumnsMaskParams params = mask_params(mask, columns);
+  switch (mask.device.type) {
+    case DeviceType::kCpu:
+      return cpu::columns_from_mask(params, context.cpu_threads);
+    case DeviceType::kCuda:
+      return cuda::columns_from_mask(params, {mask.device.index, context.stream});
+  }
+}
+
+void columns_to_mask(const ColumnLists& columns, const TensorView& mask, const Context& context) {
+  const ArgChecker check("columns_to_mask");
+  check_rows(check, "mask", mask);
+  check.dtype("mask", mask, {DType::kBool});
+  check.writable("mask", mask);
+  check_lists(check, columns, "mask", mask);
+  check.no_overlap("mask", mask, "columns.indices", columns.indices);
+  check.no_overlap("mask", mask, "columns.counts", columns.counts);
+  if (mask.numel() == 0) return;
+  const ColumnsMaskParams params = mask_params(mask, columns);
+  switch (mask.device.type) {
+    case DeviceType::kCpu:
+      return cpu::columns_to_mask(params, context.cpu_threads);
+    case DeviceType::kCuda:
+      return cuda::columns_to_mask(params, {mask.device.index, context.stream});
+  }
+}
+
+void validate_columns(const ColumnLists& columns, int64_t n, const Context&) {
+  const ArgChecker check("validate_columns");
+  const TensorView& indices = columns.indices;
+  const TensorView& counts = columns.counts;
+  if (indices.rank < 2) {
+    check.fail("columns.indices", "shape [*lead, groups, capacity]", to_string(indices));
+  }
+  check_lists(check, columns, "columns.indices", indices);
+  check_not_negative(check, "n", n);
+  if (indices.device.type != DeviceType::kCpu) {
+    check.unsupported("columns.indices",
+                      "lists on " + to_string(indices.device) +
+                          " cannot be looked into; copy them to the CPU and validate there");
+  }
+  const int64_t capacity = indices.shape[indices.rank - 1];
+  const RowsParams lists = rows_of(indices);
+  const RowsParams list_counts = rows_of(counts, false);
+  for (int64_t row = 0; row < list_counts.rows(); ++row) {
+    const int32_t count = static_cast<const int32_t*>(list_counts.data)[list_counts.offset(row)];
+    if (count < 0 || count > capacity) {
+      check.fail("columns.counts", "counts from 0 to capacity=" + std::to_string(capacity),
+                 std::to_string(count) + " at " + row_position(counts, row));
+    }
+    const int32_t* list = static_cast<const int32_t*>(lists.data) + lists.offset(row);
+    int64_t previous = -1;
+    for (int32_t i = 0; i < count; ++i) {
+      const auto got = [&] {
+        return std::to_string(list[i]) + " at position " + std::to_string(i) + " of list " +
+               row_position(counts, row);
+      };
+      if (list[i] < 0 || list[i] >= n) {
+        check.fail("columns.indices", "columns from 0 to n=" + std::to_string(n) + ", exclusive",
+                   got());
+      }
+      if (list[i] <= previous) {
+        check.fail("columns.indices", "ascending, unique columns",
+                   got() + " after " + std::to_string(previous));
+      }
+      previous = list[i];
+    }
+  }
+}
+
+}  // namespace chipmunk

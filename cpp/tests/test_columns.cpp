@@ -1,0 +1,462 @@
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <optional>
+
+#include "chipmunk_kernels/columns.h"
+#include "tensor.h"
+#include "testing.h"
+
+namespace {
+
+using chipmunk::ColumnLists;
+using chipmunk::ColumnSelection;
+using chipmunk::Context;
+using chipmunk::InvalidArgument;
+using chipmunk::Unsupported;
+using testing::DType;
+using testing::message_of;
+using testing::Tensor;
+using testing::TensorView;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+struct Lists {
+  Tensor indices, counts;
+  Lists(const std::vector<int64_t>& lead, int64_t capacity)
+      : indices(DType::kInt32, with(lead, capacity)), counts(DType::kInt32, lead) {
+    indices.fill(-7);
+    counts.fill(-7);
+  }
+  ColumnLists lists() const { return {indices.view(), counts.view(), 64}; }
+  std::vector<int64_t> row(int64_t i) const {
+    std::vector<int64_t> out;
+    const int64_t capacity = indices.size(indices.view().rank - 1);
+    for (int64_t p = 0; p < counts.get_flat(i); ++p) {
+      out.push_back(static_cast<int64_t>(indices.get_flat(i * capacity + p)));
+    }
+    return out;
+  }
+  static std::vector<int64_t> with(std::vector<int64_t> lead, int64_t last) {
+    lead.push_back(last);
+    return lead;
+  }
+};
+
+std::string text(const std::vector<int64_t>& list) {
+  std::string out;
+  for (const int64_t i : list) out += std::to_string(i) + " ";
+  return out;
+}
+
+uint64_t splitmix64(uint64_t x) {
+  uint64_t z = x + 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+// The definition, by stable sorts: what reference/columns.py says.
+std::vector<int64_t> expected_row(const std::vector<double>& scores, const std::vector<bool>& first,
+                                  const ColumnSelection& selection, int64_t row, int64_t limit) {
+  const int64_t n = static_cast<int64_t>(scores.size());
+  const auto at = [](int64_t i) { return static_cast<size_t>(i); };
+  std::vector<int64_t> ranking(scores.size());
+  std::iota(ranking.begin(), ranking.end(), 0);
+  const auto ordered = [&](int64_t j) { return std::isnan(scores[at(j)]) ? -kInf : scores[at(j)]; };
+  std::stable_sort(ranking.begin(), ranking.end(), [&](int64_t a, int64_t b) {
+    if (first[at(a)] != first[at(b)]) return bool{first[at(a)]};
+    return ordered(a) > ordered(b);
+  });
+  const int64_t always = std::count(first.begin(), first.end(), true);
+  limit = std::min({limit, n, selection.max_count.value_or(n)});
+  int64_t by_rank = 0, by_chance = 0;
+  if (selection.count) {
+    const int64_t total =
+        std::min(limit, std::max({*selection.count, always, selection.min_count}));
+    by_chance = static_cast<int64_t>(selection.random_fraction * static_cast<double>(total));
+    by_chance = std::min(by_chance, std::max<int64_t>(0, total - always));
+    by_rank = total - by_chance;
+  } else {
+    std::vector<double> sums = {0.0};
+    for (const int64_t j : ranking) {
+      sums.push_back(sums.back() + (scores[at(j)] > 0.0 ? scores[at(j)] : 0.0));
+    }
+    while (sums[at(by_rank)] < *selection.mass * sums.back()) ++by_rank;
+    by_rank = std::min(limit, std::max({by_rank, always, selection.min_count}));
+    by_chance = static_cast<int64_t>(selection.random_fraction * static_cast<double>(by_rank));
+    by_chance = std::min(by_chance, limit - by_rank);
+  }
+  std::vector<int64_t> rest(ranking.begin() + by_rank, ranking.end());
+  ranking.resize(at(by_rank));
+  const auto hash = [&](int64_t j) {
+    return splitmix64(splitmix64(selection.seed) ^
+                      (static_cast<uint64_t>(row) << 32 | static_cast<uint64_t>(j)));
+  };
+  std::sort(rest.begin(), rest.end(), [&](int64_t a, int64_t b) { return hash(a) < hash(b); });
+  ranking.insert(ranking.end(), rest.begin(), rest.begin() + by_chance);
+  std::sort(ranking.begin(), ranking.end());
+  return ranking;
+}
+
+void add_selection_tests(testing::Tests& tests) {
+  tests.add("selection by hand: count, ties to the lower index, NaN and -0", [&] {
+    Tensor scores(DType::kFloat32, {1, 8});
+    const double values[] = {1.0, kNan, 3.0, -0.0, 3.0, 0.0, -kInf, 3.0};
+    for (int64_t j = 0; j < 8; ++j) scores.set({0, j}, values[j]);
+    const auto select = [&](ColumnSelection selection) {
+      Lists lists({1}, 8);
+      chipmunk::select_columns(scores, nullptr, selection, lists.lists(), Context{});
+      return text(lists.row(0));
+    };
+    tests.check(select({.count = 0}).empty(), "0");
+    tests.check(select({.count = 2}) == "2 4 ", "2: " + select({.count = 2}));
+    tests.check(select({.count = 5}) == "0 2 3 4 7 ", "5: " + select({.count = 5}));
+    tests.check(select({.count = 7}) == "0 1 2 3 4 5 7 ", "7: " + select({.count = 7}));
+    tests.check(select({.count = 99}) == "0 1 2 3 4 5 6 7 ", "all");
+    tests.check(select({.mass = 0.0}).empty(), "mass 0");
+    tests.check(select({.mass = 0.6}) == "2 4 ", "mass 0.6: " + select({.mass = 0.6}));
+    tests.check(select({.mass = 0.61}) == "2 4 7 ", "mass 0.61");
+    tests.check(select({.mass = 1.0}) == "0 2 4 7 ", "mass 1: " + select({.mass = 1.0}));
+    tests.check(select({.mass = 0.0, .min_count = 2}) == "2 4 ", "min_count");
+    tests.check(select({.mass = 1.0, .max_count = 1}) == "2 ", "max_count");
+  });
+
+  tests.add("selection agrees with stable sorts over random cases", [&] {
+    std::mt19937 random(1);
+    const auto uniform = [&](int64_t from, int64_t to) {
+      return std::uniform_int_distribution<int64_t>(from, to)(random);
+    };
+    const auto fraction = [&] { return std::uniform_real_distribution<double>(0, 1)(random); };
+    for (int trial = 0; trial < 400; ++trial) {
+      const int64_t heads = uniform(1, 3), groups = uniform(1, 3);
+      const int64_t n = trial % 50 == 0 ? 20000 : uniform(1, 300);
+      const DType dtype = std::array{DType::kFloat32, DType::kBFloat16, DType::kFloat16}[trial % 3];
+      const Tensor whole(dtype, {heads, groups, 2 * n});
+      whole.fill(kNan);  // what lies between a strided view's columns
+      const Tensor scores = trial % 2 ? whole.slice(2, 0, 2 * n, 2) : whole.slice(2, 3 % n, n);
+      const int64_t columns = scores.size(2);
+      const int levels = trial % 4 == 0 ? 3 : 1 << 20;  // few levels: many ties
+      for (int64_t i = 0; i < scores.view().numel(); ++i) {
+        const double score = static_cast<double>(uniform(-levels / 8, levels)) / levels;
+        scores.set_flat(i, uniform(0, 40) == 0 ? kNan : score);
+      }
+      const bool with_always = trial % 3 != 1;
+      const Tensor always_row(DType::kBool, {columns});
+      const double always_share = trial % 7 == 0 ? 0.9 : 0.05;
+      for (int64_t j = 0; j < columns; ++j) always_row.set({j}, fraction() < always_share);
+
+      ColumnSelection selection;
+      if (trial % 5 < 3) {
+        selection.count = uniform(0, columns + 3);
+      } else {
+        selection.mass = trial % 5 == 3 ? fraction() : 1.0;
+      }
+      if (trial % 4 == 1) selection.min_count = uniform(0, columns);
+      if (trial % 6 == 2) selection.max_count = uniform(selection.min_count, columns + 2);
+      if (trial % 2 == 0) selection.random_fraction = trial % 8 == 0 ? 1.0 : fraction();
+      selection.seed = (static_cast<uint64_t>(random()) << 32) | random();
+      const int64_t capacity =
+          trial % 9 == 0 ? std::max(selection.min_count, columns / 2) : columns;
+
+      Lists lists({heads, groups}, capacity);
+      chipmunk::select_columns(scores, with_always ? &always_row.view() : nullptr, selection,
+                               lists.lists(), Context{.cpu_threads = 1 + trial % 3});
+      for (int64_t row = 0; row < heads * groups; ++row) {
+        std::vector<double> values;
+        std::vector<bool> first;
+        for (int64_t j = 0; j < columns; ++j) {
+          values.push_back(scores.get_flat(row * columns + j));
+          first.push_back(with_always && always_row.get({j}) != 0);
+        }
+        const std::vector<int64_t> expected = expected_row(values, first, selection, row, capacity);
+        tests.check(lists.row(row) == expected, "trial " + std::to_string(trial) + ": expected " +
+                                                    text(expected) + "got " + text(lists.row(row)));
+      }
+    }
+  });
+
+  tests.add("always broadcasts over leading dimensions", [&] {
+    const Tensor scores(DType::kFloat32, {2, 3, 4});
+    const Tensor per_head(DType::kBool, {2, 1, 4});
+    per_head.set({1, 0, 3}, 1);
+    Lists lists({2, 3}, 4);
+    chipmunk::select_columns(scores, &per_head.view(), {.count = 1}, lists.lists(), Context{});
+    for (int64_t row = 0; row < 6; ++row) {
+      tests.check(text(lists.row(row)) == (row < 3 ? "0 " : "3 "), text(lists.row(row)));
+    }
+  });
+
+  tests.add("columns are drawn evenly, and anew for another seed", [&] {
+    const Tensor scores(DType::kFloat32, {4000, 10});
+    for (int64_t row = 0; row < 4000; ++row) scores.set({row, 9}, 1.0);
+    int drawn[10] = {};
+    Lists lists({4000}, 3), again({4000}, 3), other({4000}, 3);
+    const auto draw = [&](uint64_t seed, const Lists& into) {
+      chipmunk::select_columns(scores, nullptr, {.count = 3, .random_fraction = 0.67, .seed = seed},
+                               into.lists(), Context{});
+    };
+    draw(5, lists);
+    draw(5, again);
+    draw(6, other);
+    for (int64_t row = 0; row < 4000; ++row) {
+      tests.check(lists.row(row).size() == 3 && lists.row(row)[2] == 9, "best one and two drawn");
+      for (const int64_t j : lists.row(row)) ++drawn[j];
+    }
+    for (int j = 0; j < 9; ++j) {  // 4000 * 2 / 9 = 889, deviation 26
+      tests.check(drawn[j] > 760 && drawn[j] < 1020, "column drawn " + std::to_string(drawn[j]));
+    }
+    tests.check(lists.indices.same_bits(again.indices), "same seed, same columns");
+    tests.check(!lists.indices.same_bits(other.indices), "another seed, other columns");
+  });
+
+  tests.add("empty scores", [&] {
+    Lists no_columns({2}, 0);
+    chipmunk::select_columns(Tensor(DType::kFloat32, {2, 0}), nullptr, {.mass = 0.5},
+                             no_columns.lists(), Context{});
+    tests.check(no_columns.counts.get({0}) == 0 && no_columns.counts.get({1}) == 0, "counts 0");
+    Lists no_rows({0}, 4);
+    chipmunk::select_columns(Tensor(DType::kFloat32, {0, 4}), nullptr, {.count = 2},
+                             no_rows.lists(), Context{});
+  });
+}
+
+void add_mask_tests(testing::Tests& tests) {
+  tests.add("mask to lists and back", [&] {
+    std::mt19937 random(2);
+    for (const int64_t n : {1, 7, 8, 64, 1000}) {
+      const Tensor whole(DType::kBool, {3, 2, 3 * n});
+      whole.fill(1);
+      const Tensor mask = n % 2 ? whole.slice(2, 0, 3 * n, 3) : whole.slice(2, n, 2 * n);
+      for (int64_t i = 0; i < 6 * n; ++i) mask.set_flat(i, random() % 3 == 0);
+      Lists lists({3, 2}, n + 2);
+      chipmunk::columns_from_mask(mask, lists.lists(), Context{});
+      for (int64_t row = 0; row < 6; ++row) {
+        std::vector<int64_t> expected;
+        for (int64_t j = 0; j < n; ++j) {
+          if (mask.get_flat(row * n + j) != 0) expected.push_back(j);
+        }
+        tests.check(lists.row(row) == expected, text(lists.row(row)));
+      }
+      const Tensor back(DType::kBool, {3, 2, n});
+      back.fill(1);
+      chipmunk::columns_to_mask(lists.lists(), back, Context{});
+      tests.check(back.same_bits(mask), "round trip");
+    }
+  });
+
+  tests.add("a row with more columns than the capacity keeps the lowest", [&] {
+    const Tensor mask(DType::kBool, {2, 5});
+    mask.fill(1);
+    mask.set({1, 0}, 0);
+    Lists lists({2}, 3);
+    chipmunk::columns_from_mask(mask, lists.lists(), Context{});
+    tests.check(text(lists.row(0)) == "0 1 2 ", text(lists.row(0)));
+    tests.check(text(lists.row(1)) == "1 2 3 ", text(lists.row(1)));
+  });
+
+  tests.add("to mask: entries past the count and out of range change nothing", [&] {
+    Lists lists({1}, 4);
+    const int list[] = {-1, 2, 9, 0};
+    for (int64_t i = 0; i < 4; ++i) lists.indices.set({0, i}, list[i]);
+    lists.counts.set({0}, 3);
+    const Tensor mask(DType::kBool, {1, 5});
+    chipmunk::columns_to_mask(lists.lists(), mask, Context{});
+    for (int64_t j = 0; j < 5; ++j) tests.check((mask.get({0, j}) != 0) == (j == 2), "mask");
+  });
+}
+
+void add_message_tests(testing::Tests& tests) {
+  const auto expect = [&](const std::string& got, const std::string& expected) {
+    tests.check(got == expected, "expected '" + expected + "', got '" + got + "'");
+  };
+  const auto select_message = [](const TensorView& scores, const TensorView* always,
+                                 const ColumnSelection& selection, const ColumnLists& columns) {
+    return message_of<InvalidArgument>(
+        [&] { chipmunk::select_columns(scores, always, selection, columns, Context{}); });
+  };
+
+  tests.add("select_columns: messages about numbers", [=, &tests] {
+    const Tensor scores(DType::kFloat32, {2, 6});
+    const Lists lists({2}, 4);
+    const auto message = [&](const ColumnSelection& selection) {
+      return select_message(scores, nullptr, selection, lists.lists());
+    };
+    expect(message({}),
+           "select_columns: count: expected exactly one of count and mass, got neither");
+    expect(message({.count = 1, .mass = 0.5}),
+           "select_columns: count: expected exactly one of count and mass, got both");
+    expect(message({.count = -1}),
+           "select_columns: count: expected a number of columns >= 0, got -1");
+    expect(message({.mass = 1.5}),
+           "select_columns: mass: expected a fraction from 0 to 1, got 1.500000");
+    expect(message({.mass = kNan}),
+           "select_columns: mass: expected a fraction from 0 to 1, got nan");
+    expect(message({.count = 1, .random_fraction = -0.25}),
+           "select_columns: random_fraction: expected a fraction from 0 to 1, got -0.250000");
+    expect(message({.count = 1, .random_fraction = kNan}),
+           "select_columns: random_fraction: expected a fraction from 0 to 1, got nan");
+    expect(message({.count = 1, .min_count = -2}),
+           "select_columns: min_count: expected a number of columns >= 0, got -2");
+    expect(message({.count = 1, .max_count = -3}),
+           "select_columns: max_count: expected a number of columns >= 0, got -3");
+    expect(message({.count = 1, .min_count = 3, .max_count = 2}),
+           "select_columns: min_count: expected at most max_count=2, got 3");
+    expect(message({.count = 1, .min_count = 5}),
+           "select_columns: columns.indices: expected a capacity of at least min_count=5, got 4");
+    tests.check(lists.counts.get({0}) == -7, "nothing is written before an exception");
+  });
+
+  tests.add("select_columns: messages about tensors", [=, &tests] {
+    const Tensor scores(DType::kFloat32, {2, 3, 6});
+    const ColumnSelection one{.count = 1};
+    const Lists lists({2, 3}, 4);
+    const auto always_message = [&](const Tensor& always) {
+      return select_message(scores, &always.view(), one, lists.lists());
+    };
+    expect(select_message(Tensor(DType::kFloat32, {6}), nullptr, one, lists.lists()),
+           "select_columns: scores: expected shape [*lead, groups, n], got [6]");
+    expect(select_message(Tensor(DType::kInt32, {2, 3, 6}), nullptr, one, lists.lists()),
+           "select_columns: scores: expected dtype float32 or bfloat16 or float16, got int32");
+    TensorView broken = scores;
+    broken.data = nullptr;
+    expect(select_message(broken, nullptr, one, lists.lists()),
+           "select_columns: scores: expected data, got a null pointer");
+    broken = scores;
+    broken.shape[2] = int64_t{1} << 31;
+    expect(select_message(broken, nullptr, one, lists.lists()),
+           "select_columns: scores: expected fewer than 2^31 columns, got [2, 3, 2147483648]");
+    expect(always_message(Tensor(DType::kInt32, {6})),
+           "select_columns: always: expected dtype bool, got int32");
+    expect(always_message(Tensor(DType::kBool, {2, 2, 6})),
+           "select_columns: always: expected a shape that broadcasts to scores [2, 3, 6], got "
+           "[2, 2, 6]");
+    expect(always_message(Tensor(DType::kBool, {1, 2, 3, 6})),
+           "select_columns: always: expected a shape that broadcasts to scores [2, 3, 6], got "
+           "[1, 2, 3, 6]");
+    TensorView elsewhere = Tensor(DType::kBool, {6});
+    elsewhere.device = {chipmunk::DeviceType::kCuda, 1};
+    expect(select_message(scores, &elsewhere, one, lists.lists()),
+           "select_columns: always: expected device cpu as scores, got cuda:1");
+    expect(select_message(scores, nullptr, one, Lists({2, 2}, 4).lists()),
+           "select_columns: columns.counts: expected shape [2, 3] as scores, got [2, 2]");
+    ColumnLists mixed = lists.lists();
+    const Tensor flat(DType::kInt32, {6, 4});
+    mixed.indices = flat;
+    expect(
+        select_message(scores, nullptr, one, mixed),
+        "select_columns: columns.indices: expected shape [2, 3, capacity] as scores, got [6, 4]");
+    mixed = lists.lists();
+    mixed.counts.dtype = DType::kFloat32;
+    expect(select_message(scores, nullptr, one, mixed),
+           "select_columns: columns.counts: expected dtype int32, got float32");
+    mixed = lists.lists();
+    mixed.indices.read_only = true;
+    expect(select_message(scores, nullptr, one, mixed),
+           "select_columns: columns.indices: expected a writable array, got a read-only one");
+    mixed = lists.lists();
+    mixed.counts.strides[0] = 0;
+    expect(select_message(scores, nullptr, one, mixed),
+           "select_columns: columns.counts: expected distinct elements at distinct addresses, got "
+           "a view that overlaps itself");
+    mixed = lists.lists();
+    mixed.indices.strides[2] = 2;
+    expect(select_message(scores, nullptr, one, mixed),
+           "select_columns: columns.indices: expected a contiguous last dimension (stride 1), got "
+           "stride 2");
+    mixed = lists.lists();
+    mixed.counts.data = scores.view().data;
+    expect(select_message(scores, nullptr, one, mixed),
+           "select_columns: columns.counts: expected memory apart from scores, got memory that "
+           "overlaps it");
+    TensorView on_gpu = scores;
+    on_gpu.device = {chipmunk::DeviceType::kCuda, 0};
+    expect(select_message(on_gpu, nullptr, one, lists.lists()),
+           "select_columns: columns.indices: expected device cuda:0 as scores, got cpu");
+  });
+
+  tests.add("mask ops: messages", [=, &tests] {
+    const Lists lists({2}, 4);
+    const auto from = [&](const TensorView& mask) {
+      return message_of<InvalidArgument>(
+          [&] { chipmunk::columns_from_mask(mask, lists.lists(), Context{}); });
+    };
+    const auto to = [&](const TensorView& mask) {
+      return message_of<InvalidArgument>(
+          [&] { chipmunk::columns_to_mask(lists.lists(), mask, Context{}); });
+    };
+    expect(from(Tensor(DType::kInt32, {2, 5})),
+           "columns_from_mask: mask: expected dtype bool, got int32");
+    expect(from(Tensor(DType::kBool, {3, 5})),
+           "columns_from_mask: columns.counts: expected shape [3] as mask, got [2]");
+    expect(from(Tensor(DType::kBool, {5})),
+           "columns_from_mask: mask: expected shape [*lead, groups, n], got [5]");
+    expect(to(Tensor(DType::kFloat32, {2, 5})),
+           "columns_to_mask: mask: expected dtype bool, got float32");
+    TensorView mask = Tensor(DType::kBool, {2, 5});
+    mask.data = lists.indices.view().data;
+    expect(to(mask),
+           "columns_to_mask: mask: expected memory apart from columns.indices, got memory that "
+           "overlaps it");
+    mask.read_only = true;
+    expect(to(mask), "columns_to_mask: mask: expected a writable array, got a read-only one");
+    tests.check(lists.counts.get({1}) == -7, "nothing is written before an exception");
+  });
+
+  tests.add("validate_columns", [=, &tests] {
+    const Lists lists({1, 2}, 3);
+    const auto set = [&](int64_t group, std::initializer_list<int> list, int count) {
+      int64_t i = 0;
+      for (const int column : list) lists.indices.set({0, group, i++}, column);
+      lists.counts.set({0, group}, count);
+    };
+    const auto message = [&](int64_t n = 10) {
+      return message_of<InvalidArgument>(
+          [&] { chipmunk::validate_columns(lists.lists(), n, Context{}); });
+    };
+    set(0, {0, 4, 9}, 3);
+    set(1, {7, 3, -5}, 1);
+    expect(message(), "");
+    expect(message(9),
+           "validate_columns: columns.indices: expected columns from 0 to n=9, exclusive, got 9 at "
+           "position 2 of list [0, 0]");
+    expect(message(-1), "validate_columns: n: expected a number of columns >= 0, got -1");
+    lists.counts.set({0, 1}, 2);
+    expect(message(),
+           "validate_columns: columns.indices: expected ascending, unique columns, got 3 at "
+           "position 1 of list [0, 1] after 7");
+    set(1, {7, 7, 8}, 3);
+    expect(message(),
+           "validate_columns: columns.indices: expected ascending, unique columns, got 7 at "
+           "position 1 of list [0, 1] after 7");
+    set(1, {-1, 7, 8}, 3);
+    expect(message(),
+           "validate_columns: columns.indices: expected columns from 0 to n=10, exclusive, got -1 "
+           "at position 0 of list [0, 1]");
+    lists.counts.set({0, 1}, 4);
+    expect(message(),
+           "validate_columns: columns.counts: expected counts from 0 to capacity=3, got 4 at "
+           "[0, 1]");
+    lists.counts.set({0, 1}, -1);
+    expect(message(),
+           "validate_columns: columns.counts: expected counts from 0 to capacity=3, got -1 at "
+           "[0, 1]");
+    ColumnLists on_gpu = lists.lists();
+    on_gpu.indices.device = on_gpu.counts.device = {chipmunk::DeviceType::kCuda, 2};
+    expect(message_of<Unsupported>([&] { chipmunk::validate_columns(on_gpu, 10, Context{}); }),
+           "validate_columns: columns.indices: lists on cuda:2 cannot be looked into; copy them to "
+           "the CPU and validate there");
+    tests.check(true, "messages");
+  });
+}
+
+}  // namespace
+
+int main() {
+  testing::Tests tests;
+  add_selection_tests(tests);
+  add_mask_tests(tests);
+  add_message_tests(tests);
+  return tests.run();
+}
