@@ -15,7 +15,7 @@ struct HeadRows {
   T* data = nullptr;
   int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
 
-  int64_t offset(int64_t batch, int64_t head, int64_t row) const {
+  constexpr int64_t offset(int64_t batch, int64_t head, int64_t row) const {
     return batch * batch_stride + head * head_stride + row * row_stride;
   }
 };

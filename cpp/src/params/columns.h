@@ -17,11 +17,11 @@ struct ColumnListsParams {
   int64_t capacity;
   int32_t query_group;
 
-  const int32_t* list(int64_t batch, int64_t head, int64_t group) const {
+  constexpr const int32_t* list(int64_t batch, int64_t head, int64_t group) const {
     return indices + batch * indices_batch_stride + head * indices_head_stride +
            group * indices_group_stride;
   }
-  int32_t count(int64_t batch, int64_t head, int64_t group) const {
+  constexpr int32_t count(int64_t batch, int64_t head, int64_t group) const {
     return counts[batch * counts_batch_stride + head * counts_head_stride +
                   group * counts_group_stride];
   }
@@ -36,13 +36,13 @@ struct RowsParams {
   int64_t strides[kMaxRank];  // in elements, of the leading dimensions
   int64_t last_stride;        // of the last dimension; 1 where there is none
 
-  int64_t rows() const {
+  constexpr int64_t rows() const {
     int64_t n = 1;
     for (int32_t i = 0; i < rank; ++i) n *= shape[i];
     return n;
   }
   // Offset in elements of row `row`, counted in row-major order over the leading dimensions.
-  int64_t offset(int64_t row) const {
+  constexpr int64_t offset(int64_t row) const {
     int64_t offset = 0;
     for (int32_t i = rank - 1; i >= 0; --i) {
       offset += row % shape[i] * strides[i];
