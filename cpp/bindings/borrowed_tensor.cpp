@@ -1,0 +1,251 @@
+#include "bindings/borrowed_tensor.h"
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "chipmunk_kernels/error.h"
+#include "third_party/dlpack.h"
+
+namespace chipmunk::python {
+namespace py = pybind11;
+namespace {
+
+// An argument under examination; all errors carry its name.
+struct Argument {
+  const char* op;
+  const char* name;
+
+  std::string prefix() const { return std::string(op) + ": " + name + ": "; }
+  [[noreturn]] void fail(const std::string& expected, const std::string& got) const {
+    throw InvalidArgument(prefix() + "expected " + expected + ", got " + got);
+  }
+};
+
+std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+// Takes the pending Python exception as text. Other exceptions than these three say nothing about
+// the array (KeyboardInterrupt, MemoryError, ..) and pass through.
+std::string take_export_error() {
+  py::error_already_set error;
+  if (!error.matches(PyExc_BufferError) && !error.matches(PyExc_TypeError) &&
+      !error.matches(PyExc_RuntimeError) && !error.matches(PyExc_ValueError)) {
+    throw error;
+  }
+  return py::str(error.value()).cast<std::string>();
+}
+
+[[noreturn]] void fail_export(const Argument& argument, py::handle array) {
+  const std::string reason = take_export_error();
+  argument.fail("an array that DLPack can share",
+                type_name(array) + (reason.empty() ? "" : " (" + reason + ")"));
+}
+
+std::string dtype_name(DLDataType dtype) {
+  std::string name = [&]() -> std::string {
+    switch (dtype.code) {
+      case kDLInt:
+        return "int";
+      case kDLUInt:
+        return "uint";
+      case kDLFloat:
+        return "float";
+      case kDLBfloat:
+        return "bfloat";
+      case kDLComplex:
+        return "complex";
+      case kDLBool:
+        return "bool";
+      case kDLFloat8_e3m4:
+      case kDLFloat8_e4m3:
+      case kDLFloat8_e4m3b11fnuz:
+      case kDLFloat8_e4m3fn:
+      case kDLFloat8_e4m3fnuz:
+      case kDLFloat8_e5m2:
+      case kDLFloat8_e5m2fnuz:
+      case kDLFloat8_e8m0fnu:
+        return "float";
+      default:
+        return "DLPack type " + std::to_string(dtype.code) + " of bits ";
+    }
+  }();
+  if (dtype.code != kDLBool || dtype.bits != 8) name += std::to_string(dtype.bits);
+  if (dtype.lanes != 1) name += "x" + std::to_string(dtype.lanes);
+  return name;
+}
+
+DType to_dtype(const Argument& argument, DLDataType dtype) {
+  if (dtype.lanes == 1) {
+    if (dtype.code == kDLFloat && dtype.bits == 32) return DType::kFloat32;
+    if (dtype.code == kDLBfloat && dtype.bits == 16) return DType::kBFloat16;
+    if (dtype.code == kDLFloat && dtype.bits == 16) return DType::kFloat16;
+    if (dtype.code == kDLInt && dtype.bits == 32) return DType::kInt32;
+    if (dtype.code == kDLBool && dtype.bits == 8) return DType::kBool;
+  }
+  argument.fail("dtype float32, bfloat16, float16, int32 or bool", dtype_name(dtype));
+}
+
+Device to_device(const Argument& argument, DLDevice device) {
+  switch (device.device_type) {
+    case kDLCPU:
+    case kDLCUDAHost:
+      return {DeviceType::kCpu, 0};
+    case kDLCUDA:
+    case kDLCUDAManaged:
+      return {DeviceType::kCuda, device.device_id};
+    default:
+      throw Unsupported(argument.prefix() + "arrays on DLPack device type " +
+                        std::to_string(device.device_type) +
+                        " are not supported; expected the CPU or a CUDA device");
+  }
+}
+
+TensorView to_view(const Argument& argument, const DLTensor& tensor, bool read_only) {
+  if (tensor.ndim > kMaxRank) {
+    argument.fail("at most " + std::to_string(kMaxRank) + " dimensions",
+                  std::to_string(tensor.ndim));
+  }
+  TensorView view;
+  view.dtype = to_dtype(argument, tensor.dtype);
+  view.device = to_device(argument, tensor.device);
+  view.read_only = read_only;
+  view.rank = tensor.ndim;
+  std::copy_n(tensor.shape, tensor.ndim, view.shape.begin());
+  if (tensor.strides != nullptr) {
+    std::copy_n(tensor.strides, tensor.ndim, view.strides.begin());
+  } else {  // allowed before DLPack 1.2: row-major
+    int64_t stride = 1;
+    for (int32_t i = view.rank - 1; i >= 0; --i) {
+      view.strides[i] = stride;
+      stride *= view.shape[i];
+    }
+  }
+  if (tensor.data != nullptr) view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  return view;
+}
+
+// The C exchange table of the array's type; null where it has none that this code understands.
+const DLPackExchangeAPI* exchange_api(py::handle array) {
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(array.ptr()));
+  const auto capsule =
+      py::reinterpret_steal<py::object>(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
+  if (!capsule) {
+    PyErr_Clear();
+    return nullptr;
+  }
+  auto* header = static_cast<const DLPackExchangeAPIHeader*>(
+      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (header == nullptr) PyErr_Clear();
+  while (header != nullptr && header->version.major != DLPACK_MAJOR_VERSION) {
+    header = header->prev_api;
+  }
+  const auto* api = reinterpret_cast<const DLPackExchangeAPI*>(header);
+  return api != nullptr && api->dltensor_from_py_object_no_sync != nullptr ? api : nullptr;
+}
+
+// Which `__dlpack__(stream=..)` orders the producer's work before ours: numbers 0 to 2 have a
+// meaning of their own for CUDA, 1 that of the legacy default stream, whose handle is null.
+py::int_ protocol_stream(OptionalStream stream) {
+  return py::int_(stream.value_or(0) == 0 ? uintptr_t{1} : *stream);
+}
+
+// The capsule of `array.__dlpack__`, in the newest version that the producer offers.
+py::object export_capsule(const Argument& argument, py::handle array, OptionalStream stream) {
+  const auto attribute = [&](const char* name) {
+    auto method = py::reinterpret_steal<py::object>(PyObject_GetAttrString(array.ptr(), name));
+    if (!method) {
+      PyErr_Clear();
+      argument.fail("an array that DLPack can share", type_name(array));
+    }
+    return method;
+  };
+  const py::object export_method = attribute("__dlpack__");
+  const py::object device_method = attribute("__dlpack_device__");
+  const auto call = [](const py::object& method, const py::dict& kwargs) {
+    return py::reinterpret_steal<py::object>(
+        PyObject_Call(method.ptr(), py::tuple().ptr(), kwargs.ptr()));
+  };
+  const py::object device = call(device_method, {});
+  if (!device) fail_export(argument, array);
+  const auto type = py::int_(py::object(device[py::int_(0)])).cast<int32_t>();
+  py::dict kwargs;
+  if (to_device(argument, {static_cast<DLDeviceType>(type), 0}).type == DeviceType::kCuda) {
+    kwargs["stream"] = protocol_stream(stream);
+  }
+  kwargs["max_version"] = py::make_tuple(DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION);
+  py::object capsule = call(export_method, kwargs);
+  if (!capsule && PyErr_ExceptionMatches(PyExc_TypeError)) {  // older than DLPack 1.0
+    PyErr_Clear();
+    PyDict_DelItemString(kwargs.ptr(), "max_version");
+    capsule = call(export_method, kwargs);
+  }
+  if (!capsule) fail_export(argument, array);
+  return capsule;
+}
+
+TensorView view_of_capsule(const Argument& argument, const py::object& capsule) {
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    const auto* managed = static_cast<const DLManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    if (managed->version.major != DLPACK_MAJOR_VERSION) {
+      argument.fail("DLPack version " + std::to_string(DLPACK_MAJOR_VERSION),
+                    std::to_string(managed->version.major));
+    }
+    return to_view(argument, managed->dl_tensor, managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY);
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    const auto* managed =
+        static_cast<const DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+    return to_view(argument, managed->dl_tensor, false);
+  }
+  argument.fail("a DLPack capsule", type_name(capsule));
+}
+
+// numpy has bfloat16 through ml_dtypes, which its DLPack does not know: lend those bits as float16.
+py::object bfloat16_bits_of_numpy(py::handle array) {
+  if (type_name(array) != "numpy.ndarray") return {};
+  const py::object dtype = array.attr("dtype");
+  if (dtype.attr("kind").cast<std::string_view>() != "V") return {};  // not one of numpy's own
+  if (dtype.attr("name").cast<std::string_view>() != "bfloat16") return {};
+  return array.attr("view")("float16");
+}
+
+}  // namespace
+
+TensorView Loan::borrow(const char* name, py::handle array) {
+  const Argument argument{op_, name};
+  if (const DLPackExchangeAPI* api = exchange_api(array)) {
+    DLTensor tensor;
+    if (api->dltensor_from_py_object_no_sync(array.ptr(), &tensor) != 0) {
+      fail_export(argument, array);
+    }
+    const TensorView view = to_view(argument, tensor, false);
+    if (view.device.type == DeviceType::kCuda && !stream_) {
+      void* stream = nullptr;
+      if (api->current_work_stream(kDLCUDA, view.device.index, &stream) != 0) {
+        throw py::error_already_set();
+      }
+      stream_ = reinterpret_cast<uintptr_t>(stream);
+    }
+    return view;
+  }
+  const py::object bits = bfloat16_bits_of_numpy(array);
+  // Left unconsumed, the capsule frees the export when it dies.
+  py::object capsule = export_capsule(argument, bits ? py::handle(bits) : array, stream_);
+  TensorView view = view_of_capsule(argument, capsule);
+  if (bits) view.dtype = DType::kBFloat16;
+  capsules_.push_back(std::move(capsule));
+  return view;
+}
+
+std::optional<TensorView> Loan::borrow_optional(const char* name, py::handle array) {
+  if (array.is_none()) return std::nullopt;
+  return borrow(name, array);
+}
+
+Context Loan::context(int cpu_threads) const {
+  return {.stream = reinterpret_cast<void*>(stream_.value_or(0)), .cpu_threads = cpu_threads};
+}
+
+}  // namespace chipmunk::python

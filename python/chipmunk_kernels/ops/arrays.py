@@ -1,0 +1,227 @@
+"""What the ops need of an array library: allocation, and a way to launch an op.
+
+The library of an op's first array decides for the others: its outputs are of that library, on that
+device, and the op runs on that library's current stream. torch lives in `torch_library.py`, and is
+touched only where the caller has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from chipmunk_kernels import _core
+from chipmunk_kernels.ops import checked
+
+
+class ArrayLibrary(Protocol):
+    """One array library, as the ops see it. Dtypes are names, e.g. "float32"."""
+
+    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
+        """Refuses arguments, by name, that this library cannot hand to `op`; None: not given."""
+        ...
+
+    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
+        """Refuses arrays that cannot be written in place."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """A row-major output, not initialised, on the device of `like`."""
+        ...
+
+    def empty_like(self, like: Any) -> Any:
+        """An output with the shape, dtype, device and order of dimensions of `like`."""
+        ...
+
+    def run(self, op: str, *args: Any) -> None:
+        """Calls the out-variant `op`."""
+        ...
+
+    def finish(self, output: Any) -> Any:
+        """What the caller gets for an output that has been filled."""
+        ...
+
+    def to_device(self, array: Any, device: Any) -> Any:
+        """The array on another device, or itself where it is there already."""
+        ...
+
+    def to_host(self, array: Any) -> Any:
+        """The array on the CPU, or itself where it is there already."""
+        ...
+
+
+class NumpyArrays:
+    """numpy: arrays on the CPU; bfloat16 through ml_dtypes."""
+
+    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
+        """Nothing to refuse: the extension looks at every array."""
+
+    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
+        """Nothing to refuse: read-only arrays say so themselves."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """See `ArrayLibrary`."""
+        return np.empty(shape, dtype)
+
+    def empty_like(self, like: Any) -> Any:
+        """See `ArrayLibrary`."""
+        out = np.empty_like(like, subok=False)
+        # broadcast dimensions (stride 0) would be laid out innermost
+        last_is_contiguous = out.ndim == 0 or out.strides[-1] == out.itemsize
+        return out if last_is_contiguous else np.empty(like.shape, like.dtype)
+
+    def run(self, op: str, *args: Any) -> None:
+        """See `ArrayLibrary`."""
+        checked.call(op, args, to_host=self.to_host)
+
+    def finish(self, output: Any) -> Any:
+        """See `ArrayLibrary`."""
+        return output
+
+    def to_device(self, array: Any, device: Any) -> Any:
+        """Numpy arrays live on the CPU."""
+        if str(device) != "cpu":
+            raise _core.UnsupportedError(f"to: device: numpy arrays live on the cpu, not {device}")
+        return array
+
+    def to_host(self, array: Any) -> Any:
+        """See `ArrayLibrary`."""
+        return array
+
+
+class CupyArrays:
+    """cupy: arrays on a CUDA device, ops on cupy's current stream there."""
+
+    def __init__(self, cupy: Any) -> None:
+        """Takes the module."""
+        self._cupy = cupy
+
+    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
+        """Nothing to refuse: the extension looks at every array."""
+
+    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
+        """Nothing to refuse."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """See `ArrayLibrary`."""
+        with like.device:
+            return self._cupy.empty(shape, dtype)
+
+    def empty_like(self, like: Any) -> Any:
+        """See `ArrayLibrary`."""
+        with like.device:
+            return self._cupy.empty(like.shape, like.dtype)
+
+    def run(self, op: str, *args: Any) -> None:
+        """See `ArrayLibrary`."""
+        with args[0].device:
+            stream: int = self._cupy.cuda.get_current_stream().ptr
+            checked.call(op, args, stream=stream, to_host=self.to_host)
+
+    def finish(self, output: Any) -> Any:
+        """See `ArrayLibrary`."""
+        return output
+
+    def to_device(self, array: Any, device: Any) -> Any:
+        """Between CUDA devices, by number."""
+        with self._cupy.cuda.Device(device):
+            return self._cupy.asarray(array)
+
+    def to_host(self, array: Any) -> Any:
+        """See `ArrayLibrary`."""
+        return self._cupy.asnumpy(array)
+
+
+class JaxArrays:
+    """jax on the CPU, outside jit. Arrays are immutable: ops that write in place refuse them."""
+
+    def __init__(self, jax: Any) -> None:
+        """Takes the module."""
+        self._jax = jax
+
+    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
+        """Refuses traced arrays and arrays on a GPU."""
+        for name, array in arrays.items():
+            if isinstance(array, self._jax.core.Tracer):
+                raise _core.UnsupportedError(
+                    f"{op}: {name}: a traced jax array has no data; call the op outside jax.jit"
+                )
+            if isinstance(array, self._jax.Array) and any(
+                device.platform != "cpu" for device in array.devices()
+            ):
+                raise _core.UnsupportedError(
+                    f"{op}: {name}: jax arrays on a GPU are not supported, as jax does not tell "
+                    "which stream it works on; use jax on the CPU, torch or cupy"
+                )
+
+    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
+        """Refuses jax arrays."""
+        for name, array in arrays.items():
+            if isinstance(array, self._jax.Array):
+                raise _core.UnsupportedError(
+                    f"{op}: {name}: is updated in place, and jax arrays are immutable; give a "
+                    "numpy array"
+                )
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Memory of our own, which `finish` turns into a jax array without a copy."""
+        return _core.HostBuffer(shape, dtype)
+
+    def empty_like(self, like: Any) -> Any:
+        """See `ArrayLibrary`."""
+        return _core.HostBuffer(like.shape, str(like.dtype))
+
+    def run(self, op: str, *args: Any) -> None:
+        """See `ArrayLibrary`."""
+        self._jax.block_until_ready([a for a in args if isinstance(a, self._jax.Array)])
+        checked.call(op, args, to_host=self.to_host)
+
+    def finish(self, output: Any) -> Any:
+        """See `ArrayLibrary`."""
+        if isinstance(output, _core.HostBuffer):
+            return self._jax.dlpack.from_dlpack(output)
+        return output
+
+    def to_device(self, array: Any, device: Any) -> Any:
+        """See `ArrayLibrary`."""
+        return self._jax.device_put(array, device)
+
+    def to_host(self, array: Any) -> Any:
+        """See `ArrayLibrary`."""
+        return array
+
+
+_NUMPY = NumpyArrays()
+
+
+def library_of(op: str, argument: str, array: Any) -> ArrayLibrary:
+    """The library that `array` belongs to.
+
+    Raises:
+        ValueError: `array` is no torch, numpy, cupy or jax array.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        from chipmunk_kernels.torch_library import TORCH
+
+        return TORCH
+    if isinstance(array, np.ndarray):
+        return _NUMPY
+    cupy: Any = sys.modules.get("cupy")
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return CupyArrays(cupy)
+    jax: Any = sys.modules.get("jax")
+    if jax is not None and isinstance(array, jax.Array):
+        return JaxArrays(jax)
+    raise ValueError(
+        f"{op}: {argument}: expected a torch, numpy, cupy or jax array, got {type(array).__name__}"
+    )
+
+
+def size(array: Any, dim: int) -> int:
+    """Size of a dimension, 0 where the array has too few: the op's own check then tells."""
+    shape = array.shape
+    return shape[dim] if -len(shape) <= dim < len(shape) else 0

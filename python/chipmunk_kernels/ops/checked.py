@@ -1,0 +1,65 @@
+"""The extension's ops with CHIPMUNK_CHECK=1: the lists' contents are looked at before each call.
+
+Costs a pass over the lists, and for lists on a GPU a copy to the CPU that waits for the stream; it
+does not work while a CUDA graph is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from chipmunk_kernels import _core
+
+
+def call(
+    op: str,
+    args: tuple[Any, ...],
+    *,
+    cpu_threads: int = 0,
+    stream: int | None = None,
+    to_host: Callable[[Any], Any],
+) -> None:
+    """Calls `_core.<op>(*args)`.
+
+    Args:
+        op: name of the out-variant.
+        args: its inputs, options and outputs.
+        cpu_threads: for the CPU backend; 0 means all that the process may use.
+        stream: address of the CUDA stream; None means the current one of the arrays' library.
+        to_host: copies an array to the CPU.
+    """
+    if _core.checks_enabled():
+        _check(op, args, to_host)
+    getattr(_core, op)(*args, cpu_threads, stream)
+
+
+def validate(op: str, indices: Any, counts: Any, n: int, to_host: Callable[[Any], Any]) -> None:
+    """`_core.validate_columns` on a copy on the CPU, with errors in the name of `op`."""
+    try:
+        _core.validate_columns(to_host(indices), to_host(counts), n)
+    except ValueError as error:
+        raise ValueError(str(error).replace("validate_columns", op, 1)) from None
+
+
+def _check(op: str, args: tuple[Any, ...], to_host: Callable[[Any], Any]) -> None:
+    if op == "column_sparse_attention":
+        _, k, _, indices, counts, *_ = args
+        validate(op, indices, counts, k.shape[2], to_host)
+    elif op == "column_sparse_fc1":
+        _, _, _, indices, counts, _, activation_cache, _ = args
+        validate(op, indices, counts, activation_cache.shape[1], to_host)
+    elif op == "column_sparse_fc2":
+        _, w2t, indices, counts, _ = args
+        validate(op, indices, counts, w2t.shape[0], to_host)
+    elif op == "columns_to_mask":
+        indices, counts, mask = args
+        validate(op, indices, counts, mask.shape[-1], to_host)
+    elif op == "columns_from_mask":
+        mask, indices, _ = args
+        longest = int(to_host(mask.sum(-1).max())) if 0 not in mask.shape else 0
+        if longest > indices.shape[-1]:
+            raise ValueError(
+                f"{op}: mask: expected at most capacity={indices.shape[-1]} columns in a row, "
+                f"got {longest}"
+            )
