@@ -7,7 +7,20 @@ same device. The package imports with numpy alone. A caller's mistake raises Val
 
 from chipmunk_kernels._core import CudaError, UnsupportedError
 from chipmunk_kernels.build_info import Gpu, Info, info
+from chipmunk_kernels.ops.attention import (
+    column_sparse_attention,
+    dense_attention,
+    dense_attention_column_sums,
+    merge_attention,
+    rest_of_attention,
+)
 from chipmunk_kernels.ops.columns import ColumnLists, columns_from_mask, select_columns
+from chipmunk_kernels.ops.mlp import (
+    MlpCache,
+    column_sparse_fc1,
+    column_sparse_fc2,
+    column_sparse_mlp,
+)
 from chipmunk_kernels.token_order import TokenOrder
 
 __version__: str = info().version
@@ -17,9 +30,18 @@ __all__ = [
     "CudaError",
     "Gpu",
     "Info",
+    "MlpCache",
     "TokenOrder",
     "UnsupportedError",
+    "column_sparse_attention",
+    "column_sparse_fc1",
+    "column_sparse_fc2",
+    "column_sparse_mlp",
     "columns_from_mask",
+    "dense_attention",
+    "dense_attention_column_sums",
     "info",
+    "merge_attention",
+    "rest_of_attention",
     "select_columns",
 ]

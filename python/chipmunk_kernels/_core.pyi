@@ -142,3 +142,17 @@ def column_sparse_fc2(
     cpu_threads: int = 0,
     stream: int | None = None,
 ) -> None: ...
+def column_sparse_mlp(
+    x: Any,
+    w1: Any,
+    b1: Any,
+    w2t: Any,
+    indices: Any,
+    counts: Any,
+    activation: str,
+    activation_cache: Any,
+    packed_delta: Any,
+    out: Any,
+    cpu_threads: int = 0,
+    stream: int | None = None,
+) -> None: ...

@@ -51,6 +51,11 @@ SCHEMAS = {
     "column_sparse_fc2": (
         "(Tensor packed_delta, Tensor w2t, Tensor indices, Tensor counts, Tensor(a!) out) -> ()"
     ),
+    "column_sparse_mlp": (
+        "(Tensor x, Tensor w1, Tensor? b1, Tensor w2t, Tensor indices, Tensor counts, "
+        "str activation, Tensor(a!) activation_cache, Tensor(b!) packed_delta, "
+        "Tensor(c!) out) -> ()"
+    ),
 }
 
 # `Any`: torch leaves the types of these open
@@ -142,9 +147,10 @@ class TorchArrays:
     def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
         """Nothing to refuse."""
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Tensor) -> Tensor:
+    def empty(self, shape: tuple[int, ...], dtype: str | None, like: Tensor) -> Tensor:
         """See `ArrayLibrary`."""
-        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+        chosen = like.dtype if dtype is None else getattr(torch, dtype)
+        return torch.empty(shape, dtype=chosen, device=like.device)
 
     def empty_like(self, like: Tensor) -> Tensor:
         """See `ArrayLibrary`."""

@@ -28,8 +28,8 @@ class ArrayLibrary(Protocol):
         """Refuses arrays that cannot be written in place."""
         ...
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """A row-major output, not initialised, on the device of `like`."""
+    def empty(self, shape: tuple[int, ...], dtype: str | None, like: Any) -> Any:
+        """A row-major output, not initialised, on the device of `like`; None: of its dtype too."""
         ...
 
     def empty_like(self, like: Any) -> Any:
@@ -62,9 +62,9 @@ class NumpyArrays:
     def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
         """Nothing to refuse: read-only arrays say so themselves."""
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: str | None, like: Any) -> Any:
         """See `ArrayLibrary`."""
-        return np.empty(shape, dtype)
+        return np.empty(shape, dtype or like.dtype)
 
     def empty_like(self, like: Any) -> Any:
         """See `ArrayLibrary`."""
@@ -105,10 +105,10 @@ class CupyArrays:
     def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
         """Nothing to refuse."""
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: str | None, like: Any) -> Any:
         """See `ArrayLibrary`."""
         with like.device:
-            return self._cupy.empty(shape, dtype)
+            return self._cupy.empty(shape, dtype or like.dtype)
 
     def empty_like(self, like: Any) -> Any:
         """See `ArrayLibrary`."""
@@ -166,9 +166,9 @@ class JaxArrays:
                     "numpy array"
                 )
 
-    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: str | None, like: Any) -> Any:
         """Memory of our own, which `finish` turns into a jax array without a copy."""
-        return _core.HostBuffer(shape, dtype)
+        return _core.HostBuffer(shape, dtype or str(like.dtype))
 
     def empty_like(self, like: Any) -> Any:
         """See `ArrayLibrary`."""

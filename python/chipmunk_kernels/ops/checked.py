@@ -52,6 +52,9 @@ def _check(op: str, args: tuple[Any, ...], to_host: Callable[[Any], Any]) -> Non
     elif op == "column_sparse_fc2":
         _, w2t, indices, counts, _ = args
         validate(op, indices, counts, w2t.shape[0], to_host)
+    elif op == "column_sparse_mlp":
+        _, _, _, w2t, indices, counts, *_ = args
+        validate(op, indices, counts, w2t.shape[0], to_host)
     elif op == "columns_to_mask":
         indices, counts, mask = args
         validate(op, indices, counts, mask.shape[-1], to_host)

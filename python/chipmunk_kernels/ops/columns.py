@@ -180,6 +180,12 @@ def columns_from_mask(
     return _finished(library, out)
 
 
+def require_lists(op: str, columns: Any) -> None:
+    """Refuses what is no `ColumnLists`."""
+    if not isinstance(columns, ColumnLists):
+        raise ValueError(f"{op}: columns: expected ColumnLists, got {type(columns).__name__}")
+
+
 def _named(lists: ColumnLists) -> dict[str, Any]:
     return {"columns.indices": lists.indices, "columns.counts": lists.counts}
 

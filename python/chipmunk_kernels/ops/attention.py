@@ -1,0 +1,247 @@
+"""Attention over all keys, over selected columns, and the softmax algebra that joins the two.
+
+q is `[B, Hq, Nq, D]`, k and v are `[B, Hkv, Nk, D]`, Hq a multiple of Hkv, in one dtype: float32
+(CPU only), bfloat16 or float16. Strides are free but for the contiguous last dimension, so a
+`[B, N, H, D]` tensor comes in as its transposed view. lse is `[B, Hq, Nq]` float32, the natural
+logarithm of the sum of exp of the scaled scores. Every function raises ValueError
+"op: argument: expected .., got .." for a wrong argument, and UnsupportedError for what this build
+or machine cannot do, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from chipmunk_kernels.ops.arrays import ArrayLibrary, library_of, size
+from chipmunk_kernels.ops.columns import ColumnLists, require_lists
+
+Array = TypeVar("Array")
+
+
+def dense_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    softmax_scale: float | None = None,
+    out: Array | tuple[Array | None, Array | None] | None = None,
+) -> tuple[Array, Array]:
+    """Softmax attention over all keys.
+
+    Args:
+        q: queries `[B, Hq, Nq, D]`.
+        k: keys `[B, Hkv, Nk, D]`.
+        v: values `[B, Hkv, Nk, D]`.
+        softmax_scale: factor of the scores; 1 / sqrt(D) if None.
+        out: where to write: out, or (out, lse), None standing for a new array.
+
+    Returns:
+        out, shaped and typed as q, and lse `[B, Hq, Nq]` float32. Without any key: zeros, -inf.
+    """
+    op = "dense_attention"
+    library = library_of(op, "q", q)
+    library.check(op, {"q": q, "k": k, "v": v})
+    result, lse = _part(op, library, q, _given(op, out, 2))
+    library.run(op, q, k, v, softmax_scale, result, lse)
+    return library.finish(result), library.finish(lse)
+
+
+def dense_attention_column_sums(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    reference_lse: Array | None = None,
+    query_group: int = 192,
+    softmax_scale: float | None = None,
+    out: Array | tuple[Array | None, Array | None, Array | None] | None = None,
+) -> tuple[Array, Array, Array]:
+    """Dense attention, and how much weight each group of queries gives to each key.
+
+    `column_sums[b, h, g, j]` = sum over the rows i of group g of exp(score_ij - reference_lse_i).
+    A row whose reference is infinite contributes 0.
+
+    Args:
+        q, k, v, softmax_scale: as in `dense_attention`.
+        reference_lse: `[B, Hq, Nq]` float32, usually the previous step's lse; None means the exact
+            one, at the price of a second pass over the scores.
+        query_group: rows per group: 64, 128, 192 or 256.
+        out: where to write: out, or (out, lse, column_sums), None standing for a new array.
+            column_sums may be bfloat16; a new one is float32.
+
+    Returns:
+        out and lse as `dense_attention` gives them, and column_sums `[B, Hq, groups, Nk]`.
+    """
+    op = "dense_attention_column_sums"
+    library = library_of(op, "q", q)
+    library.check(op, {"q": q, "k": k, "v": v, "reference_lse": reference_lse})
+    *part, sums = _given(op, out, 3)
+    result, lse = _part(op, library, q, part)
+    if sums is None:
+        groups = -(-size(q, 2) // query_group) if query_group > 0 else 0
+        sums = library.empty((size(q, 0), size(q, 1), groups, size(k, 2)), "float32", q)
+    else:
+        _check_outputs(op, library, {"column_sums": sums})
+    library.run(op, q, k, v, reference_lse, query_group, softmax_scale, result, lse, sums)
+    return library.finish(result), library.finish(lse), library.finish(sums)
+
+
+def column_sparse_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    columns: ColumnLists,
+    *,
+    rest: tuple[Array, Array] | None = None,
+    softmax_scale: float | None = None,
+    out: Array | tuple[Array | None, Array | None] | None = None,
+) -> tuple[Array, Array]:
+    """Attention of each group of queries over its own list of keys, merged with `rest` if given.
+
+    Keys and values that a group does not list do not reach its rows, whatever they hold. Indices
+    outside [0, Nk) are undefined behaviour; CHIPMUNK_CHECK=1 looks for them.
+
+    Args:
+        q, k, v, softmax_scale: as in `dense_attention`.
+        columns: lists with indices `[B, Hq, groups, capacity]`, groups = ceil(Nq / query_group).
+        rest: (out, lse) of the attention over all other keys, or a stale copy of it: the result is
+            the exact softmax merge of both.
+        out: where to write: out, or (out, lse), None standing for a new array. `rest` itself will
+            do: it is read before it is written.
+
+    Returns:
+        out, shaped and typed as q, and lse `[B, Hq, Nq]` float32. Where a list is empty: the rest
+        alone, or zeros and -inf.
+    """
+    op = "column_sparse_attention"
+    library = library_of(op, "q", q)
+    rest_out, rest_lse = (None, None) if rest is None else _pair(op, "rest", rest)
+    require_lists(op, columns)
+    library.check(
+        op,
+        {
+            "q": q,
+            "k": k,
+            "v": v,
+            "columns.indices": columns.indices,
+            "columns.counts": columns.counts,
+            "rest.out": rest_out,
+            "rest.lse": rest_lse,
+        },
+    )
+    result, lse = _part(op, library, q, _given(op, out, 2))
+    library.run(
+        op,
+        q,
+        k,
+        v,
+        columns.indices,
+        columns.counts,
+        columns.query_group,
+        rest_out,
+        rest_lse,
+        softmax_scale,
+        result,
+        lse,
+    )
+    return library.finish(result), library.finish(lse)
+
+
+def merge_attention(
+    a: tuple[Array, Array],
+    b: tuple[Array, Array],
+    *,
+    out: Array | tuple[Array | None, Array | None] | None = None,
+) -> tuple[Array, Array]:
+    """The attention over the union of two disjoint sets of keys.
+
+    Args:
+        a: (out, lse) over the first set: out `[B, H, N, D]`, lse `[B, H, N]` float32. Where lse is
+            -inf, out is not looked at.
+        b: the same over the second set.
+        out: where to write: out, or (out, lse), None standing for a new array.
+
+    Returns:
+        (out, lse) over both, out in a's dtype.
+    """
+    return _combine("merge_attention", {"a": a, "b": b}, out)
+
+
+def rest_of_attention(
+    whole: tuple[Array, Array],
+    selected: tuple[Array, Array],
+    *,
+    out: Array | tuple[Array | None, Array | None] | None = None,
+) -> tuple[Array, Array]:
+    """The part of `whole` that `selected` leaves: merging the result with `selected` gives `whole`.
+
+    Where nothing is left, zeros and -inf; where so little is left that the difference of two
+    rounded outputs is noise, out is that of `whole`.
+
+    Args:
+        whole: (out, lse) over all keys: out `[B, H, N, D]`, lse `[B, H, N]` float32.
+        selected: (out, lse) over some of them.
+        out: where to write: out, or (out, lse), None standing for a new array.
+
+    Returns:
+        (out, lse) over the others, out in whole's dtype.
+    """
+    return _combine("rest_of_attention", {"whole": whole, "selected": selected}, out)
+
+
+def _combine(op: str, parts: Mapping[str, Any], out: Any) -> Any:
+    (first_name, first), (second_name, second) = parts.items()
+    first_out, first_lse = _pair(op, first_name, first)
+    second_out, second_lse = _pair(op, second_name, second)
+    library = library_of(op, f"{first_name}.out", first_out)
+    library.check(
+        op,
+        {
+            f"{first_name}.out": first_out,
+            f"{first_name}.lse": first_lse,
+            f"{second_name}.out": second_out,
+            f"{second_name}.lse": second_lse,
+        },
+    )
+    result, lse = _part(op, library, first_out, _given(op, out, 2))
+    library.run(op, first_out, first_lse, second_out, second_lse, result, lse)
+    return library.finish(result), library.finish(lse)
+
+
+def _pair(op: str, name: str, part: Any) -> tuple[Any, Any]:
+    pair: list[Any] = []
+    if isinstance(part, (tuple, list)):
+        pair = list(cast("Sequence[Any]", part))
+    if len(pair) != 2:
+        raise ValueError(f"{op}: {name}: expected a pair (out, lse), got {type(part).__name__}")
+    return pair[0], pair[1]
+
+
+def _given(op: str, out: Any, count: int) -> list[Any]:
+    """The outputs that the caller gave, None for those that are to be allocated."""
+    if not isinstance(out, (tuple, list)):
+        return [out] + [None] * (count - 1)
+    given = list(cast("Sequence[Any]", out))
+    if len(given) != count:
+        raise ValueError(
+            f"{op}: out: expected an array or a tuple of {count}, got a tuple of {len(given)}"
+        )
+    return given
+
+
+def _part(op: str, library: ArrayLibrary, q: Any, given: list[Any]) -> tuple[Any, Any]:
+    """The outputs out and lse, allocated where not given."""
+    out, lse = given
+    if out is not None or lse is not None:
+        _check_outputs(op, library, {"out": out, "lse": lse})
+    if out is None:
+        out = library.empty_like(q)
+    if lse is None:
+        lse = library.empty(q.shape[:-1], "float32", q)
+    return out, lse
+
+
+def _check_outputs(op: str, library: ArrayLibrary, outputs: Mapping[str, Any]) -> None:
+    library.check(op, outputs)
+    library.check_in_place(op, outputs)

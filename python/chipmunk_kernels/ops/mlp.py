@@ -1,0 +1,224 @@
+"""The column-sparse MLP: recompute the selected hidden units, keep the others from a cache.
+
+x is `[B, M, K]`, w1 `[F, K]` (`[2F, K]` for the gated activations), b1 `[F]` (`[2F]`) or None, w2t
+`[F, N]`, the fc2 weight transposed; one dtype: float32 (CPU only), bfloat16 or float16. Tokens are
+in groups of 128 rows; a column is a hidden unit. Every function raises ValueError
+"op: argument: expected .., got .." for a wrong argument, and UnsupportedError for what this build
+or machine cannot do, before anything is written.
+
+Activations: "gelu_tanh", "gelu" (exact erf), "silu", "relu", and two gated forms, where the first F
+rows of w1 give the value and the last F the gate: "swiglu" is value * silu(gate), "geglu"
+value * gelu(gate).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+from chipmunk_kernels import _core
+from chipmunk_kernels.ops.arrays import library_of, size
+from chipmunk_kernels.ops.columns import ColumnLists, columns_from_mask, require_lists
+
+Activation = Literal["gelu_tanh", "gelu", "silu", "relu", "swiglu", "geglu"]
+Array = TypeVar("Array")
+
+
+@dataclass(eq=False)
+class MlpCache:
+    """What the MLP keeps from one step to the next; `column_sparse_mlp` updates both in place."""
+
+    activations: Any
+    """`[B, F, M]` in x's dtype, token index last."""
+    output: Any
+    """`[B, M, N]`, fc2's bias included."""
+
+    @classmethod
+    def from_dense(
+        cls,
+        x: Any,
+        w1: Any,
+        b1: Any,
+        w2t: Any,
+        b2: Any,
+        activation: Activation,
+    ) -> MlpCache:
+        """A full pass through the MLP, by the sparse ops with every column selected.
+
+        So a later sparse pass over the same x changes nothing but rounding.
+
+        Args:
+            x: `[B, M, K]`.
+            w1: `[F, K]`, gated `[2F, K]`.
+            b1: `[F]`, gated `[2F]`, or None.
+            w2t: `[F, N]`.
+            b2: `[N]` or None.
+            activation: see the module.
+        """
+        op = "from_dense"
+        library = library_of(op, "x", x)
+        library.check(op, {"x": x, "w1": w1, "b1": b1, "w2t": w2t, "b2": b2})
+        library.check_in_place(op, {"x": x})
+        if b2 is not None and tuple(b2.shape) != (size(w2t, 1),):
+            raise ValueError(
+                f"{op}: b2: expected shape [out_channels={size(w2t, 1)}], got {list(b2.shape)}"
+            )
+        batch, tokens, hidden = size(x, 0), size(x, 1), size(w2t, 0)
+        groups = -(-tokens // _core.MLP_QUERY_GROUP)
+        activations = library.empty((batch, hidden, tokens), None, x)
+        activations[...] = 0
+        output = library.empty((batch, tokens, size(w2t, 1)), None, x)
+        output[...] = 0 if b2 is None else b2
+        every_column = library.empty((batch, groups, hidden), "bool", x)
+        every_column[...] = True
+        columns = columns_from_mask(every_column, query_group=_core.MLP_QUERY_GROUP)
+        cache = cls(activations, output)
+        column_sparse_mlp(x, w1, b1, w2t, columns, cache, activation=activation)
+        return cache
+
+
+def column_sparse_fc1(
+    x: Array,
+    w1: Array,
+    b1: Array | None,
+    columns: ColumnLists,
+    activation_cache: Array,
+    *,
+    activation: Activation,
+    out: Array | None = None,
+) -> Array:
+    """New activations of the selected hidden units into the cache, their changes into the result.
+
+    For each group and selected f: new = activation(x w1[f] + b1[f]), rounded to x's dtype;
+    delta = new - cached, rounded; cached = new.
+
+    Args:
+        x, w1, b1, activation: see the module.
+        columns: lists with query_group 128 and indices `[B, ceil(M / 128), capacity]`.
+        activation_cache: `[B, F, M]` in x's dtype, updated in place.
+        out: packed_delta to write to; None allocates it.
+
+    Returns:
+        packed_delta `[B, groups, capacity, 128]` in x's dtype: at [b, g, p, r] the delta of hidden
+        unit indices[b, g, p] for token 128 g + r, 0 for tokens past M. Rows p >= count are not
+        written.
+    """
+    op = "column_sparse_fc1"
+    library = library_of(op, "x", x)
+    indices, counts = _mlp_lists(op, columns)
+    library.check(
+        op,
+        {
+            "x": x,
+            "w1": w1,
+            "b1": b1,
+            "columns.indices": indices,
+            "columns.counts": counts,
+            "activation_cache": activation_cache,
+            "packed_delta": out,
+        },
+    )
+    library.check_in_place(op, {"activation_cache": activation_cache, "packed_delta": out})
+    packed_delta = _packed_delta(library, x, indices) if out is None else out
+    library.run(op, x, w1, b1, indices, counts, activation, activation_cache, packed_delta)
+    return library.finish(packed_delta)
+
+
+def column_sparse_fc2(packed_delta: Array, w2t: Array, columns: ColumnLists, out: Array) -> Array:
+    """out[b, m] += sum over the selected f of delta[f, m] * w2t[f], in place; rounded once.
+
+    Args:
+        packed_delta: `[B, groups, capacity, 128]` from `column_sparse_fc1`.
+        w2t: `[F, N]`.
+        columns: the lists that packed_delta was made with.
+        out: `[B, M, N]`, updated in place.
+
+    Returns:
+        out, the same array.
+    """
+    op = "column_sparse_fc2"
+    library = library_of(op, "packed_delta", packed_delta)
+    indices, counts = _mlp_lists(op, columns)
+    library.check(
+        op,
+        {
+            "packed_delta": packed_delta,
+            "w2t": w2t,
+            "columns.indices": indices,
+            "columns.counts": counts,
+            "out": out,
+        },
+    )
+    library.check_in_place(op, {"out": out})
+    library.run(op, packed_delta, w2t, indices, counts, out)
+    return out
+
+
+def column_sparse_mlp(
+    x: Array,
+    w1: Array,
+    b1: Array | None,
+    w2t: Array,
+    columns: ColumnLists,
+    cache: MlpCache,
+    *,
+    activation: Activation,
+) -> Array:
+    """`column_sparse_fc1`, then `column_sparse_fc2`, on a cache.
+
+    Args:
+        x, w1, b1, w2t, activation: see the module.
+        columns: lists with query_group 128 and indices `[B, ceil(M / 128), capacity]`.
+        cache: of the previous step; both arrays are updated in place.
+
+    Returns:
+        `cache.output` itself, not a copy: the next call overwrites it.
+    """
+    op = "column_sparse_mlp"
+    if not isinstance(cast("object", cache), MlpCache):
+        raise ValueError(f"{op}: cache: expected an MlpCache, got {type(cache).__name__}")
+    library = library_of(op, "x", x)
+    indices, counts = _mlp_lists(op, columns)
+    named = {"cache.activations": cache.activations, "cache.output": cache.output}
+    library.check(
+        op,
+        {
+            "x": x,
+            "w1": w1,
+            "b1": b1,
+            "w2t": w2t,
+            "columns.indices": indices,
+            "columns.counts": counts,
+            **named,
+        },
+    )
+    library.check_in_place(op, named)
+    packed_delta = _packed_delta(library, x, indices)
+    library.run(
+        op,
+        x,
+        w1,
+        b1,
+        w2t,
+        indices,
+        counts,
+        activation,
+        cache.activations,
+        packed_delta,
+        cache.output,
+    )
+    return cache.output
+
+
+def _mlp_lists(op: str, columns: ColumnLists) -> tuple[Any, Any]:
+    require_lists(op, columns)
+    if columns.query_group != _core.MLP_QUERY_GROUP:
+        raise ValueError(
+            f"{op}: columns.query_group: expected {_core.MLP_QUERY_GROUP}, "
+            f"got {columns.query_group}"
+        )
+    return columns.indices, columns.counts
+
+
+def _packed_delta(library: Any, x: Any, indices: Any) -> Any:
+    return library.empty((*indices.shape, _core.MLP_QUERY_GROUP), None, x)
