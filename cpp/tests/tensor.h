@@ -147,6 +147,12 @@ class Tensor {
     for (int64_t i = 0; i < view_.numel(); ++i) set_flat(i, normal(random));
     return *this;
   }
+  // Every element, in row-major order: for loops that `get` would make slow.
+  std::vector<double> numbers() const {
+    std::vector<double> out(static_cast<size_t>(view_.numel()));
+    for (size_t i = 0; i < out.size(); ++i) out[i] = get_flat(static_cast<int64_t>(i));
+    return out;
+  }
   // The same shape and, element for element, the same bits.
   bool same_bits(const Tensor& other) const {
     if (view_.rank != other.view_.rank || view_.shape != other.view_.shape ||

@@ -1,0 +1,166 @@
+// Sparse fc1: x is packed once per task, tokens in the vector lanes; rows of w1 are read where they
+// are and broadcast.
+
+namespace chipmunk::cpu {
+namespace {
+
+// A tile is kFc1Tile columns by this many vectors of tokens: 24 (12) accumulators.
+inline constexpr int kFc1Vectors = kVectorRegisters >= 32 ? 4 : 2;
+inline constexpr int kFc1Panel = kFc1Vectors * kLanes;  // tokens
+static_assert(kMlpGroup % kFc1Panel == 0);
+
+struct Fc1Scratch {
+  float* x;       // [panels, channels, kFc1Panel]
+  float* rows;    // [kFc1Tile, channels]: rows of w1 that are not float32 already
+  float* values;  // [kFc1Tile, kMlpGroup]: x w1
+  float* gates;   // [kFc1Tile, kMlpGroup]
+};
+
+int64_t fc1_scratch(int64_t channels) {
+  return (kMlpGroup + kFc1Tile) * channels + 2 * kFc1Tile * kMlpGroup;
+}
+
+// x [tokens, channels] transposed into panels of kFc1Panel tokens; tokens past the end are 0.
+template <class Type>
+void pack_tokens(const Fc1Task& task, float* packed) {
+  typedef typename Type::Storage Storage;
+  for (int token = 0; token < task.tokens; token += kLanes) {
+    float* panel = packed + token / kFc1Panel * (task.channels * kFc1Panel) + token % kFc1Panel;
+    const Storage* x = (const Storage*)task.x + token * task.x_row_stride;
+    for (int64_t k = 0; k < task.channels; k += kLanes) {
+      const int width = task.channels - k < kLanes ? (int)(task.channels - k) : kLanes;
+      Vf rows[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const Storage* row = x + i * task.x_row_stride + k;
+        rows[i] = token + i >= task.tokens ? Vf{}
+                  : width == kLanes        ? Type::load(row)
+                                           : load_first<Type>(row, width);
+      }
+      transpose(rows);
+      for (int i = 0; i < width; ++i) store(panel + (k + i) * kFc1Panel, rows[i]);
+    }
+  }
+  const int packed_tokens = (task.tokens + kLanes - 1) / kLanes * kLanes;
+  const int needed = (task.tokens + kFc1Panel - 1) / kFc1Panel * kFc1Panel;
+  for (int token = packed_tokens; token < needed; token += kLanes) {
+    float* panel = packed + token / kFc1Panel * (task.channels * kFc1Panel) + token % kFc1Panel;
+    for (int64_t k = 0; k < task.channels; ++k) store(panel + k * kFc1Panel, Vf{});
+  }
+}
+
+// products[r][..] = rows[r] . panel, for kFc1Panel tokens.
+inline void fc1_tile(const float* panel, int64_t channels, const float* const* rows,
+                     float* products) {
+  Vf sums[kFc1Tile][kFc1Vectors] = {};
+  for (int64_t k = 0; k < channels; ++k) {
+    Vf x[kFc1Vectors];
+    for (int v = 0; v < kFc1Vectors; ++v) x[v] = load(panel + k * kFc1Panel + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kFc1Tile; ++r) {
+      const Vf w = broadcast(rows[r][k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kFc1Vectors; ++v) sums[r][v] += w * x[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kFc1Tile; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kFc1Vectors; ++v) store(products + r * kMlpGroup + v * kLanes, sums[r][v]);
+  }
+}
+
+// products[r][token] for the rows first + list[r] of w1, r < count <= kFc1Tile, and every token.
+template <class Type>
+void fc1_products(const Fc1Task& task, const int32_t* list, int count, int64_t first,
+                  const Fc1Scratch& scratch, float* products) {
+  typedef typename Type::Storage Storage;
+  const float* rows[kFc1Tile];
+  for (int r = 0; r < kFc1Tile; ++r) {
+    const int32_t f = list[r < count ? r : count - 1];  // a short tile repeats its last row
+    const Storage* row = (const Storage*)task.w1 + (first + f) * task.w1_row_stride;
+    if constexpr (sizeof(Storage) == sizeof(float)) {
+      rows[r] = row;
+    } else {
+      float* widened = scratch.rows + r * task.channels;
+      widen_row<Type>(row, task.channels, widened);
+      rows[r] = widened;
+    }
+  }
+  for (int token = 0; token < task.tokens; token += kFc1Panel) {
+    fc1_tile(scratch.x + token * task.channels, task.channels, rows, products + token);
+  }
+}
+
+// One column's last step: bias, activation, cache and delta.
+template <class Type, MlpActivation kActivation>
+void fc1_finish(const float* values, float bias, const float* gates, float gate_bias,
+                typename Type::Storage* cache, typename Type::Storage* delta, int tokens) {
+  for (int token = 0; token < kMlpGroup; token += kLanes) {
+    const int width = tokens - token;
+    Vf change = {};
+    if (width > 0) {
+      const Vf value = load(values + token) + bias;
+      const Vf exact = gates == nullptr
+                           ? activate<kActivation>(value)
+                           : value * activate<kActivation>(load(gates + token) + gate_bias);
+      const bool whole = width >= kLanes;
+      const Vf old = whole ? Type::load(cache + token) : load_first<Type>(cache + token, width);
+      if (whole) {
+        Type::store(cache + token, exact);
+        change = Type::load(cache + token) - old;
+      } else {
+        store_first<Type>(cache + token, exact, width);
+        change = load_first<Type>(cache + token, width) - old;
+      }
+    }
+    Type::store(delta + token, change);
+  }
+}
+
+template <class Type>
+void fc1_finish(MlpActivation activation, const float* values, float bias, const float* gates,
+                float gate_bias, typename Type::Storage* cache, typename Type::Storage* delta,
+                int tokens) {
+  auto finish = fc1_finish<Type, MlpActivation::kGeluTanh>;
+  if (activation == MlpActivation::kGelu) finish = fc1_finish<Type, MlpActivation::kGelu>;
+  if (activation == MlpActivation::kSilu) finish = fc1_finish<Type, MlpActivation::kSilu>;
+  if (activation == MlpActivation::kRelu) finish = fc1_finish<Type, MlpActivation::kRelu>;
+  finish(values, bias, gates, gate_bias, cache, delta, tokens);
+}
+
+template <class Type>
+void fc1(const Fc1Task& task) {
+  typedef typename Type::Storage Storage;
+  Fc1Scratch scratch;
+  scratch.x = task.scratch;
+  scratch.values = scratch.x + kMlpGroup * task.channels;
+  scratch.gates = scratch.values + kFc1Tile * kMlpGroup;
+  scratch.rows = scratch.gates + kFc1Tile * kMlpGroup;
+  pack_tokens<Type>(task, scratch.x);
+
+  const Storage* b1 = (const Storage*)task.b1;
+  for (int64_t p = 0; p < task.count; p += kFc1Tile) {
+    const int32_t* list = task.list + p;
+    const int count = task.count - p < kFc1Tile ? (int)(task.count - p) : kFc1Tile;
+    for (int r = 0; r < count; ++r) {  // needed after the products, and nowhere near each other
+      const char* row = (const char*)((Storage*)task.cache + list[r] * task.cache_row_stride);
+      for (int64_t at = 0; at < task.tokens * (int64_t)sizeof(Storage); at += 64) {
+        __builtin_prefetch(row + at, 1);
+      }
+    }
+    fc1_products<Type>(task, list, count, 0, scratch, scratch.values);
+    if (task.gated) fc1_products<Type>(task, list, count, task.hidden, scratch, scratch.gates);
+    for (int r = 0; r < count; ++r) {
+      const int64_t f = list[r];
+      fc1_finish<Type>(task.activation, scratch.values + r * kMlpGroup,
+                       b1 == nullptr ? 0.0f : Type::widen(b1[f]),
+                       task.gated ? scratch.gates + r * kMlpGroup : nullptr,
+                       b1 == nullptr || !task.gated ? 0.0f : Type::widen(b1[task.hidden + f]),
+                       (Storage*)task.cache + f * task.cache_row_stride,
+                       (Storage*)task.delta + (p + r) * task.delta_row_stride, task.tokens);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace chipmunk::cpu

@@ -1,0 +1,189 @@
+#include "chipmunk_kernels/mlp.h"
+
+#include <string>
+
+#include "cpu/mlp.h"
+#include "cuda/mlp.h"
+#include "ops/check.h"
+#include "ops/column_lists.h"
+
+namespace chipmunk {
+namespace {
+
+// The tensor whose dtype and device the others must have.
+void check_first(const ArgChecker& check, const char* argument, const TensorView& t) {
+  check.dtype(argument, t, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
+  if (t.device.type == DeviceType::kCuda && t.dtype == DType::kFloat32) {
+    check.unsupported(argument, "float32 runs on the CPU only; use bfloat16 or float16 on a GPU");
+  }
+}
+
+void check_like(const ArgChecker& check, const char* argument, const TensorView& t,
+                const char* other, const TensorView& like) {
+  check.same_dtype(argument, t, other, like.dtype);
+  check.same_device(argument, t, other, like.device);
+  check.last_dim_contiguous(argument, t);
+  check.readable(argument, t);
+}
+
+ColumnListsParams check_mlp_lists(const ArgChecker& check, const ColumnLists& columns,
+                                  int64_t batch, int64_t tokens, const char* other, Device device) {
+  if (columns.query_group != kMlpQueryGroup) {
+    check.fail("columns.query_group", std::to_string(kMlpQueryGroup),
+               std::to_string(columns.query_group));
+  }
+  return check_column_lists(check, columns, {{"batch", batch}}, tokens, other, device);
+}
+
+// No output may share memory with the lists.
+void check_apart_from_lists(const ArgChecker& check, const char* argument, const TensorView& output,
+                            const ColumnLists& columns) {
+  check.no_overlap(argument, output, "columns.indices", columns.indices);
+  check.no_overlap(argument, output, "columns.counts", columns.counts);
+}
+
+ColumnSparseFc1Params check_fc1(const ArgChecker& check, const TensorView& x, const TensorView& w1,
+                                const TensorView* b1, const ColumnLists& columns,
+                                Activation activation, const TensorView& cache,
+                                const TensorView& delta) {
+  check.rank("x", x, {"batch", "tokens", "channels"});
+  check_first(check, "x", x);
+  check.last_dim_contiguous("x", x);
+  check.readable("x", x);
+  const int64_t batch = x.shape[0], tokens = x.shape[1], channels = x.shape[2];
+
+  const bool gated = is_gated(activation);
+  const std::string w1_shape =
+      std::string(gated ? "shape [2 * hidden" : "shape [hidden") + ", channels=";
+  if (w1.rank != 2 || w1.shape[1] != channels || (gated && w1.shape[0] % 2 != 0)) {
+    check.fail("w1", w1_shape + std::to_string(channels) + "]", to_string(w1));
+  }
+  check_like(check, "w1", w1, "x", x);
+  const int64_t hidden = gated ? w1.shape[0] / 2 : w1.shape[0];
+  if (b1 != nullptr) {
+    check.shape("b1", *b1, {{gated ? "2 * hidden" : "hidden", w1.shape[0]}});
+    check_like(check, "b1", *b1, "x", x);
+  }
+  const ColumnListsParams lists = check_mlp_lists(check, columns, batch, tokens, "x", x.device);
+
+  check.shape("activation_cache", cache,
+              {{"batch", batch}, {"hidden", hidden}, {"tokens", tokens}});
+  check_like(check, "activation_cache", cache, "x", x);
+  check.writable("activation_cache", cache);
+  check.shape("packed_delta", delta,
+              {{"batch", batch},
+               {"groups", lists.groups},
+               {"capacity", lists.capacity},
+               {"query_group", kMlpQueryGroup}});
+  check_like(check, "packed_delta", delta, "x", x);
+  check.writable("packed_delta", delta);
+
+  for (const auto& [argument, output] :
+       {std::pair{"activation_cache", &cache}, std::pair{"packed_delta", &delta}}) {
+    check.no_overlap(argument, *output, "x", x);
+    check.no_overlap(argument, *output, "w1", w1);
+    if (b1 != nullptr) check.no_overlap(argument, *output, "b1", *b1);
+    check_apart_from_lists(check, argument, *output, columns);
+  }
+  check.no_overlap("packed_delta", delta, "activation_cache", cache);
+
+  return {
+      .dtype = x.dtype,
+      .activation = activation,
+      .x = x.data,
+      .x_batch_stride = x.strides[0],
+      .x_row_stride = x.strides[1],
+      .w1 = w1.data,
+      .w1_row_stride = w1.strides[0],
+      .b1 = b1 == nullptr ? nullptr : b1->data,
+      .columns = lists,
+      .cache = cache.data,
+      .cache_batch_stride = cache.strides[0],
+      .cache_row_stride = cache.strides[1],
+      .packed_delta = delta.data,
+      .delta_batch_stride = delta.strides[0],
+      .delta_group_stride = delta.strides[1],
+      .delta_row_stride = delta.strides[2],
+      .batch = batch,
+      .tokens = tokens,
+      .channels = channels,
+      .hidden = hidden,
+  };
+}
+
+ColumnSparseFc2Params check_fc2(const ArgChecker& check, const TensorView& delta,
+                                const TensorView& w2t, const ColumnLists& columns,
+                                const TensorView& out) {
+  check.rank("out", out, {"batch", "tokens", "out_channels"});
+  check_first(check, "out", out);
+  check.last_dim_contiguous("out", out);
+  check.writable("out", out);
+  const int64_t batch = out.shape[0], tokens = out.shape[1], out_channels = out.shape[2];
+  const ColumnListsParams lists = check_mlp_lists(check, columns, batch, tokens, "out", out.device);
+
+  check.shape("packed_delta", delta,
+              {{"batch", batch},
+               {"groups", lists.groups},
+               {"capacity", lists.capacity},
+               {"query_group", kMlpQueryGroup}});
+  check_like(check, "packed_delta", delta, "out", out);
+  if (w2t.rank != 2 || w2t.shape[1] != out_channels) {
+    check.fail("w2t", "shape [hidden, out_channels=" + std::to_string(out_channels) + "]",
+               to_string(w2t));
+  }
+  check_like(check, "w2t", w2t, "out", out);
+  check.no_overlap("out", out, "packed_delta", delta);
+  check.no_overlap("out", out, "w2t", w2t);
+  check_apart_from_lists(check, "out", out, columns);
+
+  return {
+      .dtype = out.dtype,
+      .packed_delta = delta.data,
+      .delta_batch_stride = delta.strides[0],
+      .delta_group_stride = delta.strides[1],
+      .delta_row_stride = delta.strides[2],
+      .w2t = w2t.data,
+      .w2t_row_stride = w2t.strides[0],
+      .columns = lists,
+      .out = out.data,
+      .out_batch_stride = out.strides[0],
+      .out_row_stride = out.strides[1],
+      .batch = batch,
+      .tokens = tokens,
+      .hidden = w2t.shape[0],
+      .out_channels = out_channels,
+  };
+}
+
+}  // namespace
+
+void column_sparse_fc1(const TensorView& x, const TensorView& w1, const TensorView* b1,
+                       const ColumnLists& columns, Activation activation,
+                       const TensorView& activation_cache, const TensorView& packed_delta,
+                       const Context& context) {
+  const ColumnSparseFc1Params params =
+      check_fc1(ArgChecker("column_sparse_fc1"), x, w1, b1, columns, activation, activation_cache,
+                packed_delta);
+  if (packed_delta.numel() == 0) return;
+  switch (x.device.type) {
+    case DeviceType::kCpu:
+      return cpu::column_sparse_fc1(params, context.cpu_threads);
+    case DeviceType::kCuda:
+      return cuda::column_sparse_fc1(params, {x.device.index, context.stream});
+  }
+}
+
+void column_sparse_fc2(const TensorView& packed_delta, const TensorView& w2t,
+                       const ColumnLists& columns, const TensorView& out, const Context& context) {
+  const ColumnSparseFc2Params params =
+      check_fc2(ArgChecker("column_sparse_fc2"), packed_delta, w2t, columns, out);
+  if (packed_delta.numel() == 0 || out.numel() == 0) return;
+  switch (out.device.type) {
+    case DeviceType::kCpu:
+      return cpu::column_sparse_fc2(params, context.cpu_threads);
+    case DeviceType::kCuda:
+      return cuda::column_sparse_fc2(params, {out.device.index, context.stream});
+  }
+}
+
+}  // namespace chipmunk
