@@ -94,12 +94,13 @@ def parse_arguments() -> argparse.Namespace:
     length.add_argument("--seconds", type=float, help="training time, checkpoints included")
     length.add_argument("--steps", type=int, help="training steps")
     parser.add_argument(
-        "--stages", default="32:512:0.2,64:256:0.4,128:64:0.4", help="resolution:batch:share, ..."
+        "--stages", default="32:512:0.2,64:256:0.35,128:64:0.45", help="resolution:batch:share, ..."
     )
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--warmup", type=float, default=0.02, help="share of the schedule")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the schedule")
     parser.add_argument("--weight-decay", type=float, default=0.01)
@@ -168,9 +169,15 @@ class Trainer:
         )
         self.model = DiffusionTransformer(config).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        # Muon for the matrices inside the blocks, AdamW for everything else, one learning rate: at
+        # equal steps the loss is lower than with AdamW alone.
+        inner = [p for p in self.model.blocks.parameters() if p.ndim == 2]
+        if args.optimizer == "adamw":
+            inner = []
+        taken = {id(p) for p in inner}
+        decayed = [p for p in self.model.parameters() if p.ndim > 1 and id(p) not in taken]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": args.weight_decay},
                 {"params": plain, "weight_decay": 0.0},
@@ -179,6 +186,16 @@ class Trainer:
             betas=(0.9, 0.98),
             fused=self.device.startswith("cuda"),
         )
+        self.optimizers: list[torch.optim.Optimizer] = [adamw]
+        if inner:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    inner,
+                    lr=args.lr,
+                    weight_decay=args.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
         if not args.no_compile:
             for block in self.model.blocks:  # one graph per resolution, shared by all blocks
                 block.compile(dynamic=False)
@@ -226,8 +243,9 @@ class Trainer:
         """One optimizer step. Returns its stage and its loss, a scalar still on the device."""
         stage = self._enter_stage()
         rate = self.learning_rate(self.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         self.generator.manual_seed(self.args.seed * 1_000_003 + self.step)
         draw = {"device": self.device, "generator": self.generator}
         index = torch.multinomial(
@@ -243,8 +261,9 @@ class Trainer:
         loss = F.mse_loss(velocity.float(), noise - x)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
         # Young averages forget fast: a stage's picture scale is new to the model.
         decay = min(self.args.ema, (1 + self.stage_step) / (10 + self.stage_step))
         torch._foreach_lerp_(
@@ -263,7 +282,7 @@ class Trainer:
             "elapsed": self.elapsed,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         with atomic_path(self.args.out / "checkpoint.pt") as path:
             torch.save(state, path)
@@ -280,7 +299,8 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.stage_step = state["step"], state["stage_step"]
         self.stage, self.elapsed = state["stage"], state["elapsed"]
         return True
