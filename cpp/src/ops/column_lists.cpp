@@ -24,15 +24,23 @@ bool leads_with(const TensorView& t, std::initializer_list<NamedDim> lead, int64
 
 }  // namespace
 
+void check_query_group(const ArgChecker& check, std::string_view argument, int32_t query_group,
+                       Device device) {
+  if (query_group < 1) check.fail(argument, "a positive number", std::to_string(query_group));
+  if (device.type == DeviceType::kCpu) return;
+  if (query_group > 256 || query_group % 64 != 0) {
+    check.unsupported(argument, std::to_string(query_group) + " on " + to_string(device) +
+                                    "; CUDA kernels take 64, 128, 192 and 256");
+  }
+}
+
 ColumnListsParams check_column_lists(const ArgChecker& check, const ColumnLists& columns,
                                      std::initializer_list<NamedDim> lead, int64_t rows,
                                      std::string_view other, Device device) {
   const TensorView& indices = columns.indices;
   const TensorView& counts = columns.counts;
   const int32_t query_group = columns.query_group;
-  if (query_group < 64 || query_group > 256 || query_group % 64 != 0) {
-    check.fail("columns.query_group", "64, 128, 192 or 256", std::to_string(query_group));
-  }
+  check_query_group(check, "columns.query_group", query_group, device);
   const int64_t groups = (rows + query_group - 1) / query_group;
   const int32_t lead_rank = static_cast<int32_t>(lead.size());
   if (indices.rank != lead_rank + 2 || !leads_with(indices, lead, groups)) {

@@ -73,6 +73,7 @@ inline Word f16_round(Float f) {
 // How a dtype is kept in memory and worked on. `load` and `store` move kLanes elements.
 struct Float32 {
   typedef float Storage;
+  static constexpr float epsilon = 0x1p-23f;  // from 1 to the next number
   static float widen(Storage x) { return x; }
   static Storage round(float x) { return x; }
   static Vf load(const Storage* p) { return cpu::load(p); }
@@ -81,6 +82,7 @@ struct Float32 {
 
 struct BFloat16 {
   typedef uint16_t Storage;
+  static constexpr float epsilon = 0x1p-7f;  // from 1 to the next number
   static float widen(Storage x) { return bits_as<float>((uint32_t)x << 16); }
   static Storage round(float x) { return (Storage)bf16_round(bits_as<uint32_t>(x)); }
   static Vf load(const Storage* p) {
@@ -96,6 +98,7 @@ struct BFloat16 {
 
 struct Float16 {
   typedef uint16_t Storage;
+  static constexpr float epsilon = 0x1p-10f;  // from 1 to the next number
   static float widen(Storage x) { return f16_widen<float>((uint32_t)x); }
   static Storage round(float x) { return (Storage)f16_round<float, uint32_t>(x); }
 #if defined(__AVX512F__)

@@ -1,0 +1,150 @@
+// A block of columns against a panel of queries: scores, exponentials, and weights times values.
+//
+// Queries lie in the lanes. A panel is W vectors of them, W <= kPanelVectors: q^T and o^T are
+// [head_dim][W * kLanes], the block's scores s^T and weights p^T are [kBlock][W * kLanes]. Keys and
+// values are read row by row through pointers, one float broadcast at a time, so that gathered rows
+// need no packing. Scores carry the factor log2(e): weights are 2^(score - reference).
+
+namespace chipmunk::cpu {
+namespace {
+
+// Columns at a time. The panel's weights (12 KiB with AVX-512) and the block's values stay in L1.
+constexpr int kBlock = 64;
+
+// Accumulators of the inner loops: kRows x kPanelVectors, with room for the panel's vectors and a
+// broadcast.
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr int kPanelVectors = 3;
+#else
+constexpr int kPanelVectors = 2;
+#endif
+constexpr int kRows = kVectorRegisters >= 32 ? 8 : 4;
+static_assert(kBlock % kRows == 0 && 8 % kRows == 0, "whole steps");
+
+inline Vf max(Vf a, Vf b) { return a > b ? a : b; }  // b where either is NaN
+
+// s^T of `n` columns, n <= kBlock rounded up to whole steps: `rows` holds a readable pointer for
+// every column of the last step. largest[w]: maximum over the columns; NaN scores do not count.
+template <int W>
+inline void block_scores(const float* const* rows, int n, int head_dim, const float* q, float* s,
+                         Vf (&largest)[W]) {
+  for (int w = 0; w < W; ++w) largest[w] = broadcast(-__builtin_inff());
+  for (int j = 0; j < n; j += kRows) {
+    const float* k[kRows];
+    for (int r = 0; r < kRows; ++r) k[r] = rows[j + r];
+    Vf sum[kRows][W] = {};
+    for (int d = 0; d < head_dim; ++d) {
+      Vf lanes[W];
+      for (int w = 0; w < W; ++w) lanes[w] = load(q + (d * W + w) * kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        const Vf key = broadcast(k[r][d]);
+        for (int w = 0; w < W; ++w) sum[r][w] += key * lanes[w];
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int w = 0; w < W; ++w) {
+        store(s + ((j + r) * W + w) * kLanes, sum[r][w]);
+        largest[w] = max(sum[r][w], largest[w]);
+      }
+    }
+  }
+}
+
+// s becomes 2^((s - largest) unit); total[w] is its sum over the columns.
+template <int W>
+inline void block_weights(float* s, int n, float unit, const Vf (&largest)[W], Vf (&total)[W]) {
+  for (int w = 0; w < W; ++w) total[w] = Vf{};
+  for (int j = 0; j < n; ++j) {
+    for (int w = 0; w < W; ++w) {
+      float* const at = s + (j * W + w) * kLanes;
+      const Vf p = exp2((load(at) - largest[w]) * unit);
+      store(at, p);
+      total[w] += p;
+    }
+  }
+}
+
+// Lanes that count in a sum, all bits 1, and what their values are multiplied by, 0 for the others.
+template <int W>
+struct LaneFactors {
+  Vi counted[W];
+  Vf factor[W];
+
+  Vf of(int w, Vf value) const { return (Vf)((Vi)value & counted[w]) * factor[w]; }
+};
+
+// sums [kBlock][kLanes] += 2^(s unit - reference) by the factors, over the panel's vectors.
+template <int W>
+inline void block_add_exponentials(const float* s, int n, float unit, const Vf (&reference)[W],
+                                   const LaneFactors<W>& factors, float* sums) {
+  for (int j = 0; j < n; ++j) {
+    Vf sum = load(sums + j * kLanes);
+    for (int w = 0; w < W; ++w) {
+      sum += factors.of(w, exp2(load(s + (j * W + w) * kLanes) * unit - reference[w]));
+    }
+    store(sums + j * kLanes, sum);
+  }
+}
+
+// sums [kBlock][kLanes] += p by the factors, over the panel's vectors.
+template <int W>
+inline void block_add_weights(const float* p, int n, const LaneFactors<W>& factors, float* sums) {
+  for (int j = 0; j < n; ++j) {
+    Vf sum = load(sums + j * kLanes);
+    for (int w = 0; w < W; ++w) sum += factors.of(w, load(p + (j * W + w) * kLanes));
+    store(sums + j * kLanes, sum);
+  }
+}
+
+// o = o * decay + v^T p^T. The block is summed from zero, so that rounding errors grow with the
+// number of blocks rather than of columns.
+template <int W>
+inline void block_times_values(const float* const* rows, int n, int head_dim, const float* p,
+                               const Vf (&decay)[W], float* o) {
+  for (int d = 0; d < head_dim; d += kRows) {
+    Vf sum[kRows][W] = {};
+    for (int j = 0; j < n; ++j) {
+      const float* const v = rows[j] + d;
+      Vf lanes[W];
+      for (int w = 0; w < W; ++w) lanes[w] = load(p + (j * W + w) * kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        const Vf value = broadcast(v[r]);
+        for (int w = 0; w < W; ++w) sum[r][w] += value * lanes[w];
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int w = 0; w < W; ++w) {
+        float* const at = o + ((d + r) * W + w) * kLanes;
+        store(at, load(at) * decay[w] + sum[r][w]);
+      }
+    }
+  }
+}
+
+// A row of head_dim elements as floats: where it lies, or widened into `scratch`.
+inline const float* row_as_floats(Float32, const float* row, int, float*) { return row; }
+
+template <class Type>
+inline const float* row_as_floats(Type, const uint16_t* row, int head_dim, float* scratch) {
+  int d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) store(scratch + d, Type::load(row + d));
+  for (; d < head_dim; ++d) scratch[d] = Type::widen(row[d]);
+  return scratch;
+}
+
+// Pointers to the rows of `n` columns of k or v from position `first` of the tile's list on, and
+// copies of the last one up to the end of block_scores' last step. `scratch` [kBlock][head_dim].
+template <class Type>
+inline void gather_rows(Type type, const void* data, int64_t stride, const AttentionTile& tile,
+                        int64_t first, int n, float* scratch, const float* (&rows)[kBlock]) {
+  const auto* const base = (const typename Type::Storage*)data;
+  for (int j = 0; j < n; ++j) {
+    const int64_t column = tile.columns == nullptr ? first + j : tile.columns[first + j];
+    rows[j] =
+        row_as_floats(type, base + column * stride, tile.head_dim, scratch + j * tile.head_dim);
+  }
+  for (int j = n; j % kRows != 0; ++j) rows[j] = rows[n - 1];
+}
+
+}  // namespace
+}  // namespace chipmunk::cpu

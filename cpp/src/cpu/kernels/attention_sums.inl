@@ -1,0 +1,98 @@
+// Attention of one tile of queries together with the sum of its weights over the queries.
+
+namespace chipmunk::cpu {
+namespace {
+
+// Which queries count and with what factor. Exact: the weights of the second pass, divided by the
+// total. Given a reference: as a logarithm to base 2 that is rounded to float, and what the
+// rounding loses becomes the factor. Queries of an infinite reference do not count.
+inline void set_references(const AttentionTile& tile, const AttentionColumnSums& request,
+                           const TileScratch& scratch) {
+  // The unit is rounded, too: scores and references must be off by the same factor.
+  const float unit = unit_of(tile.softmax_scale);
+  const double from_natural =
+      unit > 0.0f ? (double)unit / __builtin_fabs((double)tile.softmax_scale) : (double)kLog2E;
+  for (int i = 0; i < kTileQueries; ++i) {
+    scratch.reference[i] = __builtin_inff();
+    scratch.factor[i] = 0.0f;
+  }
+  for (int i = 0; i < tile.queries; ++i) {
+    if (request.reference_lse == nullptr) {
+      const float total = scratch.total[i];
+      if (total == 0.0f || total == __builtin_inff()) continue;
+      scratch.reference[i] = 0.0f;
+      scratch.factor[i] = 1.0f / total;
+    } else {
+      const float given = request.reference_lse[i * request.reference_lse_stride];
+      if (is_infinite(given)) continue;
+      const double reference = (double)given * from_natural;
+      scratch.reference[i] = (float)reference;
+      scratch.factor[i] = __builtin_exp2f((float)((double)scratch.reference[i] - reference));
+    }
+  }
+}
+
+template <int W>
+inline LaneFactors<W> lane_factors(const TileScratch& scratch, int first) {
+  LaneFactors<W> factors;
+  for (int w = 0; w < W; ++w) {
+    factors.counted[w] = load(scratch.reference + (first + w) * kLanes) != __builtin_inff();
+    factors.factor[w] = load(scratch.factor + (first + w) * kLanes);
+  }
+  return factors;
+}
+
+inline void add_lanes(const float* lanes, int n, float* sums) {
+  for (int j = 0; j < n; ++j) {
+    float sum = 0.0f;
+    for (int i = 0; i < kLanes; ++i) sum += lanes[j * kLanes + i];
+    sums[j] += sum;
+  }
+}
+
+// Two passes where the reference is the exact one: the first finds maxima and totals, the second
+// has them at hand, so that its weights serve both results.
+template <class Type>
+void attend_and_sum(const AttentionTile& tile, const AttentionColumnSums& request) {
+  TileScratch scratch;
+  lay_out(scratch, tile.scratch, tile.head_dim);
+  load_queries<Type>(tile, scratch.q);
+  clear(tile, scratch);
+  const bool exact = request.reference_lse == nullptr;
+  if (exact) sum_weights<Type>(tile, scratch);
+  set_references(tile, request, scratch);
+  const float unit = unit_of(tile.softmax_scale);
+  const float *keys[kBlock], *values[kBlock];
+  for (int64_t column = 0; column < tile.count; column += kBlock) {
+    const int n = tile.count - column < kBlock ? (int)(tile.count - column) : kBlock;
+    gather_rows(Type{}, tile.k, tile.k_stride, tile, column, n, scratch.keys, keys);
+    gather_rows(Type{}, tile.v, tile.v_stride, tile, column, n, scratch.values, values);
+    memset(scratch.sums, 0, sizeof(float) * kBlock * kLanes);
+    for_each_panel(tile.queries, [&]<int W>(int first) {
+      Vf largest[W], decay[W], reference[W];
+      const LaneFactors<W> factors = lane_factors<W>(scratch, first);
+      panel_scores<W>(tile, scratch, first, keys, n, largest);
+      if (exact) {
+        // `largest` is final, so these weights serve both results: no rounded lse in between.
+        Vf total[W];
+        for (int w = 0; w < W; ++w) {
+          reference[w] = zero_if_inf(largest[w]);
+          decay[w] = broadcast(1.0f);
+        }
+        block_weights<W>(scratch.s, n, unit, reference, total);
+        block_add_weights<W>(scratch.s, n, factors, scratch.sums);
+      } else {
+        load_vectors(scratch.reference + first * kLanes, reference);
+        block_add_exponentials<W>(scratch.s, n, unit, reference, factors, scratch.sums);
+        panel_weights<W>(scratch, first, n, unit, largest, decay);
+      }
+      block_times_values<W>(values, n, tile.head_dim, scratch.s, decay,
+                            scratch.o + (int64_t)first * kLanes * tile.head_dim);
+    });
+    add_lanes(scratch.sums, n, request.sums + column);
+  }
+  finish<Type>(tile, scratch);
+}
+
+}  // namespace
+}  // namespace chipmunk::cpu
