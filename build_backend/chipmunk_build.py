@@ -19,9 +19,7 @@ from typing import Any
 from scikit_build_core import build as _backend
 from scikit_build_core.build import (
     build_sdist,
-    get_requires_for_build_editable,
     get_requires_for_build_sdist,
-    get_requires_for_build_wheel,
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
@@ -47,16 +45,38 @@ def _wants_cuda(settings: dict[str, Any]) -> bool:
     return chosen not in {"OFF", "0", "FALSE", "NO"}
 
 
-def _bring_cutlass(settings: dict[str, Any]) -> None:
+def _lacks_cutlass(settings: dict[str, Any]) -> bool:
     if not _wants_cuda(settings) or os.environ.get("CUTLASS_PATH"):
-        return
-    if "cmake.define.CUTLASS_PATH" in settings or importlib.util.find_spec("cutlass_library"):
+        return False
+    return (
+        "cmake.define.CUTLASS_PATH" not in settings
+        and importlib.util.find_spec("cutlass_library") is None
+    )
+
+
+def _bring_cutlass(settings: dict[str, Any]) -> None:
+    if not _lacks_cutlass(settings):
         return
     target = Path("build", "cutlass").resolve()
     if not (target / "cutlass_library").is_dir():
         pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile"]
         subprocess.run([*pip, "--target", str(target), CUTLASS], check=True)
     os.environ["CUTLASS_PATH"] = str(target)
+
+
+def _requires(backend_requires: list[str], settings: dict[str, Any] | None) -> list[str]:
+    # An isolated build environment has no pip of its own.
+    return [*backend_requires, "pip"] if _lacks_cutlass(settings or {}) else backend_requires
+
+
+def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """What else a wheel's build environment needs; the hook of PEP 517."""
+    return _requires(_backend.get_requires_for_build_wheel(config_settings), config_settings)
+
+
+def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
+    """What else an editable wheel's build environment needs; the hook of PEP 660."""
+    return _requires(_backend.get_requires_for_build_editable(config_settings), config_settings)
 
 
 def _build(

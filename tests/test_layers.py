@@ -35,7 +35,8 @@ SOURCES = sorted(
     path
     for folder in ("include", "src", "bindings")
     for path in (CPP / folder).rglob("*")
-    if path.suffix in {".h", ".cpp", ".inl", ".cu", ".cuh", ".in"} and "third_party" not in path.parts
+    if path.suffix in {".h", ".cpp", ".inl", ".cu", ".cuh", ".in"}
+    and "third_party" not in path.parts
 )
 
 
@@ -85,7 +86,19 @@ def test_the_reference_stands_alone(path: Path) -> None:
 
 def test_no_file_names_its_machine() -> None:
     pattern = re.compile("/(w" + "ork|ro" + "ot|ho" + "me)/")
-    suffixes = {".py", ".h", ".cpp", ".cu", ".cuh", ".inl", ".md", ".toml", ".cmake", ".txt", ".json"}
+    suffixes = {
+        ".py",
+        ".h",
+        ".cpp",
+        ".cu",
+        ".cuh",
+        ".inl",
+        ".md",
+        ".toml",
+        ".cmake",
+        ".txt",
+        ".json",
+    }
     own = ("cpp", "python", "tests", "bench", "docs", "cmake", "build_backend")
     texts = [p for folder in own for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
     assert [p for p in texts if pattern.search(p.read_text())] == []
