@@ -1,4 +1,4 @@
-"""Fails on what ptxas says of the CUDA kernels: serialised wgmma (C75xx), spills, or nothing at all."""
+"""Fails on what ptxas says of the CUDA kernels: serialised wgmma (C75xx), spills, or nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """PEP 517 backend: scikit-build-core, plus the CUTLASS headers where nvcc can use them.
 
-nvidia-cutlass as a plain build requirement would bring some 70 MB of unrelated packages into every
-isolated build. Here its wheel is unpacked without them, and only when CUDA is compiled and no headers
-are at hand (CUTLASS_PATH, or an installed nvidia-cutlass).
+nvidia-cutlass as a plain build requirement would bring some 70 MB of unrelated packages into
+every isolated build. Here its wheel is unpacked without them, and only when CUDA is compiled and
+no headers are at hand (CUTLASS_PATH, or an installed nvidia-cutlass).
 """
 
 from __future__ import annotations
