@@ -158,6 +158,11 @@ class SparseAttention(nn.Module):
         v: Tensor,
         softmax_scale: float | None,
     ) -> Tensor:
+        groups = -(-q.shape[2] // config.query_group)
+        sums = q.new_empty(
+            (*q.shape[:2], groups, k.shape[2]),
+            dtype=torch.bfloat16 if q.dtype.itemsize < 4 else torch.float32,
+        )
         out, lse, sums = ck.dense_attention_column_sums(
             q,
             k,
@@ -165,6 +170,7 @@ class SparseAttention(nn.Module):
             reference_lse=state.lse,
             query_group=config.query_group,
             softmax_scale=softmax_scale,
+            out=(None, None, sums),
         )
         state.columns = self._select(config, sums, q.shape[2])
         del sums  # the largest tensor of the step

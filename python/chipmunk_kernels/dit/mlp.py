@@ -60,7 +60,8 @@ class SparseMlp(nn.Module):
 
     fc1 and fc2 stay where they are in a model's `state_dict` if this module takes their parent's
     place. Inference only; state is no part of the `state_dict`. The sparse kernel reads fc2's
-    weight transposed; a transposed copy is kept and renewed when the weight changes.
+    weight transposed; a transposed copy is kept, renewed when the weight changes and once a
+    generation.
     """
 
     def __init__(
@@ -124,7 +125,8 @@ class SparseMlp(nn.Module):
             self.progress.begin()
         config = self.config.mlp
         if config is None or not self.is_sparse:
-            return self.fc2(activate(self.fc1(x), self.activation))
+            hidden = activate(_linear(x, self.fc1), self.activation)
+            return _linear(hidden, self.fc2)
         if x.dim() != 3:
             raise ValueError(f"SparseMlp: x: expected [batch, tokens, channels], got {[*x.shape]}")
         state = self._states.current(self.progress)
@@ -159,12 +161,14 @@ class SparseMlp(nn.Module):
         return torch.as_tensor(columns.counts).float() / self.fc2.in_features
 
     def _full_step(self, state: MlpState, x: Tensor) -> Tensor:
+        if state.cache is None:  # a new generation: weights may have been changed through .data
+            self._w2t = None
         state.cache = ck.MlpCache.from_dense(
             x, self.fc1.weight, self.fc1.bias, self._transposed(), self.fc2.bias, self.activation
         )
         state.means = self._mean_activations(x)
         state.columns = None
-        return state.cache.out
+        return state.cache.output
 
     def _sparse_step(
         self, config: MlpConfig, state: MlpState, cache: ck.MlpCache, x: Tensor
@@ -193,11 +197,17 @@ class SparseMlp(nn.Module):
 
     def _mean_activations(self, x: Tensor) -> Tensor:
         """`[B, groups, F]`: the activations of each group's mean token."""
-        return activate(self.fc1(group_mean(x, _GROUP)), self.activation)
+        return activate(_linear(group_mean(x, _GROUP), self.fc1), self.activation)
 
     def _transposed(self) -> Tensor:
         """fc2's weight as `[F, N]`, contiguous."""
         weight = self.fc2.weight
-        if self._w2t is None or self._w2t[0] is not weight or self._w2t[1] != weight._version:
-            self._w2t = weight, weight._version, weight.detach().t().contiguous()
+        version = 0 if weight.is_inference() else weight._version
+        if self._w2t is None or self._w2t[0] is not weight or self._w2t[1] != version:
+            self._w2t = weight, version, weight.detach().t().contiguous()
         return self._w2t[2]
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(x) from the parameters, whatever hooks the module carries; the kernels do the same."""
+    return functional.linear(x, layer.weight, layer.bias)
