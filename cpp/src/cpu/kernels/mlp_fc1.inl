@@ -48,18 +48,31 @@ void pack_tokens(const Fc1Task& task, float* packed) {
   }
 }
 
-// products[r][..] = rows[r] . panel, for kFc1Panel tokens.
+// Rows that will soon be wanted, and how much of each.
+struct Fc1Ahead {
+  const char* rows[kFc1Tile];
+  int64_t bytes;
+};
+
+// products[r][..] = rows[r] . panel, for kFc1Panel tokens. Prefetches `ahead` on the way, a line of
+// each row at a time: at once, they would hold up the loop.
 inline void fc1_tile(const float* panel, int64_t channels, const float* const* rows,
-                     float* products) {
+                     const Fc1Ahead& ahead, float* products) {
   Vf sums[kFc1Tile][kFc1Vectors] = {};
-  for (int64_t k = 0; k < channels; ++k) {
-    Vf x[kFc1Vectors];
-    for (int v = 0; v < kFc1Vectors; ++v) x[v] = load(panel + k * kFc1Panel + v * kLanes);
+  for (int64_t begin = 0; begin < channels; begin += 16) {
+    const int64_t end = begin + 16 < channels ? begin + 16 : channels;
+    if (begin * 4 < ahead.bytes) {
+      for (int r = 0; r < kFc1Tile; ++r) __builtin_prefetch(ahead.rows[r] + begin * 4);
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      Vf x[kFc1Vectors];
+      for (int v = 0; v < kFc1Vectors; ++v) x[v] = load(panel + k * kFc1Panel + v * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kFc1Tile; ++r) {
-      const Vf w = broadcast(rows[r][k]);
+      for (int r = 0; r < kFc1Tile; ++r) {
+        const Vf w = broadcast(rows[r][k]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kFc1Vectors; ++v) sums[r][v] += w * x[v];
+        for (int v = 0; v < kFc1Vectors; ++v) sums[r][v] += w * x[v];
+      }
     }
   }
 #pragma GCC unroll 8
@@ -69,25 +82,33 @@ inline void fc1_tile(const float* panel, int64_t channels, const float* const* r
   }
 }
 
-// products[r][token] for the rows first + list[r] of w1, r < count <= kFc1Tile, and every token.
+// products[r][token] for the rows first + list[r] of w1, r < kFc1Tile, and every token. A list of
+// `left` columns; beyond its end, its last column repeats.
 template <class Type>
-void fc1_products(const Fc1Task& task, const int32_t* list, int count, int64_t first,
+void fc1_products(const Fc1Task& task, const int32_t* list, int64_t left, int64_t first,
                   const Fc1Scratch& scratch, float* products) {
   typedef typename Type::Storage Storage;
   const float* rows[kFc1Tile];
+  Fc1Ahead w1_ahead, cache_ahead;
+  w1_ahead.bytes = task.channels * (int64_t)sizeof(Storage);
+  cache_ahead.bytes = task.tokens * (int64_t)sizeof(Storage);
   for (int r = 0; r < kFc1Tile; ++r) {
-    const int32_t f = list[r < count ? r : count - 1];  // a short tile repeats its last row
-    const Storage* row = (const Storage*)task.w1 + (first + f) * task.w1_row_stride;
+    const int64_t f = list[r < left ? r : left - 1];
+    const int64_t next = list[r + kFc1Tile < left ? r + kFc1Tile : left - 1];
+    const Storage* w1 = (const Storage*)task.w1 + first * task.w1_row_stride;
+    w1_ahead.rows[r] = (const char*)(w1 + next * task.w1_row_stride);
+    cache_ahead.rows[r] = (const char*)((const Storage*)task.cache + f * task.cache_row_stride);
     if constexpr (sizeof(Storage) == sizeof(float)) {
-      rows[r] = row;
+      rows[r] = w1 + f * task.w1_row_stride;
     } else {
       float* widened = scratch.rows + r * task.channels;
-      widen_row<Type>(row, task.channels, widened);
+      widen_row<Type>(w1 + f * task.w1_row_stride, task.channels, widened);
       rows[r] = widened;
     }
   }
   for (int token = 0; token < task.tokens; token += kFc1Panel) {
-    fc1_tile(scratch.x + token * task.channels, task.channels, rows, products + token);
+    fc1_tile(scratch.x + token * task.channels, task.channels, rows,
+             token == 0 ? w1_ahead : cache_ahead, products + token);
   }
 }
 
@@ -142,14 +163,10 @@ void fc1(const Fc1Task& task) {
   for (int64_t p = 0; p < task.count; p += kFc1Tile) {
     const int32_t* list = task.list + p;
     const int count = task.count - p < kFc1Tile ? (int)(task.count - p) : kFc1Tile;
-    for (int r = 0; r < count; ++r) {  // needed after the products, and nowhere near each other
-      const char* row = (const char*)((Storage*)task.cache + list[r] * task.cache_row_stride);
-      for (int64_t at = 0; at < task.tokens * (int64_t)sizeof(Storage); at += 64) {
-        __builtin_prefetch(row + at, 1);
-      }
+    fc1_products<Type>(task, list, task.count - p, 0, scratch, scratch.values);
+    if (task.gated) {
+      fc1_products<Type>(task, list, task.count - p, task.hidden, scratch, scratch.gates);
     }
-    fc1_products<Type>(task, list, count, 0, scratch, scratch.values);
-    if (task.gated) fc1_products<Type>(task, list, count, task.hidden, scratch, scratch.gates);
     for (int r = 0; r < count; ++r) {
       const int64_t f = list[r];
       fc1_finish<Type>(task.activation, scratch.values + r * kMlpGroup,

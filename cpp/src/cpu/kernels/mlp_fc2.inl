@@ -14,6 +14,8 @@ static_assert(kMlpGroup % kFc2Tokens == 0 && kFc2Tile % kFc2Panel == 0);
 // Columns of a list that are summed in registers before the sums go back to memory: their rows of
 // w2t and delta then stay in the second-level cache for all tokens.
 inline constexpr int kFc2Block = 512;
+// Rows are prefetched this many steps ahead.
+inline constexpr int kFc2Ahead = 8;
 
 struct Fc2Scratch {
   float* sums;   // [kMlpGroup, channels, whole panels]
@@ -42,6 +44,10 @@ inline void fc2_tile(const float* delta, int64_t delta_stride, const float* cons
   }
   for (int p = 0; p < count; ++p) {
     const float* row = rows[p] + channel;
+    // Rows lie far apart, where no hardware prefetcher looks.
+    for (int v = 0; v < kFc2Vectors * kLanes; v += 16) {
+      __builtin_prefetch(rows[p + kFc2Ahead] + channel + v);
+    }
     Vf w[kFc2Vectors];
     for (int v = 0; v < kFc2Vectors; ++v) w[v] = load(row + v * kLanes);
 #pragma GCC unroll 8
@@ -58,19 +64,36 @@ inline void fc2_tile(const float* delta, int64_t delta_stride, const float* cons
   }
 }
 
+// The part of the output that a tile covers; tiles may stick out of it.
+template <class Type>
+struct Fc2Piece {
+  typename Type::Storage* out;
+  int64_t row_stride;
+  int tokens, channels;
+};
+
+template <class Type>
+void prefetch_piece(const Fc2Piece<Type>& piece) {
+  for (int t = 0; t < piece.tokens; ++t) {
+    const char* row = (const char*)(piece.out + t * piece.row_stride);
+    const int bytes = piece.channels * (int)sizeof(*piece.out);
+    for (int at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 1);
+  }
+}
+
 // out += sums, rounded once.
 template <class Type>
-void add_sums(const Fc2Task& task, const float* sums, int64_t sums_stride) {
-  for (int t = 0; t < task.tokens; ++t) {
-    typename Type::Storage* out = (typename Type::Storage*)task.out + t * task.out_row_stride;
+void add_sums(const Fc2Piece<Type>& piece, const float* sums, int64_t sums_stride) {
+  for (int t = 0; t < piece.tokens; ++t) {
+    typename Type::Storage* out = piece.out + t * piece.row_stride;
     const float* row = sums + t * sums_stride;
-    int64_t n = 0;
-    for (; n + kLanes <= task.channels; n += kLanes) {
-      Type::store(out + n, Type::load(out + n) + load(row + n));
-    }
-    const int width = (int)(task.channels - n);
-    if (width > 0) {
-      store_first<Type>(out + n, load_first<Type>(out + n, width) + load(row + n), width);
+    for (int n = 0; n < piece.channels; n += kLanes) {
+      const int width = piece.channels - n;
+      if (width >= kLanes) {
+        Type::store(out + n, Type::load(out + n) + load(row + n));
+      } else {
+        store_first<Type>(out + n, load_first<Type>(out + n, width) + load(row + n), width);
+      }
     }
   }
 }
@@ -84,8 +107,10 @@ void fc2(const Fc2Task& task) {
   scratch.sums = task.scratch;
   scratch.delta = scratch.sums + kMlpGroup * stride;
   scratch.w2t = scratch.delta + kFc2Block * kMlpGroup;
-  const float* widened_rows[kFc2Block];
-  for (int p = 0; p < kFc2Block; ++p) widened_rows[p] = scratch.w2t + p * kFc2Panel;
+  const float* widened_rows[kFc2Block + kFc2Ahead];
+  for (int p = 0; p < kFc2Block + kFc2Ahead; ++p) {
+    widened_rows[p] = scratch.w2t + p % kFc2Block * kFc2Panel;
+  }
 
   for (int64_t begin = 0; begin < task.count; begin += kFc2Block) {
     const int count = task.count - begin < kFc2Block ? (int)(task.count - begin) : kFc2Block;
@@ -101,10 +126,11 @@ void fc2(const Fc2Task& task) {
                         scratch.delta + p * kMlpGroup);
       }
     }
-    const Storage* w2t[kFc2Block];
+    const Storage* w2t[kFc2Block + kFc2Ahead];
     for (int p = 0; p < count; ++p) {
       w2t[p] = (const Storage*)task.w2t + task.list[begin + p] * task.w2t_row_stride;
     }
+    for (int p = 0; p < kFc2Ahead; ++p) w2t[count + p] = w2t[p % count];
     for (int64_t channel = 0; channel < task.channels; channel += kFc2Panel) {
       const int64_t left = task.channels - channel;
       const float* const* rows = widened_rows;
@@ -125,12 +151,18 @@ void fc2(const Fc2Task& task) {
         }
       }
       for (int t = 0; t < task.tokens; t += kFc2Tokens) {
-        fc2_tile(wide_delta + t, delta_stride, rows, row_offset, count, begin == 0,
-                 scratch.sums + t * stride + channel, stride);
+        const Fc2Piece<Type> piece = {(Storage*)task.out + t * task.out_row_stride + channel,
+                                      task.out_row_stride,
+                                      task.tokens - t < kFc2Tokens ? task.tokens - t : kFc2Tokens,
+                                      left < kFc2Panel ? (int)left : kFc2Panel};
+        const bool last = begin + count == task.count;
+        float* sums = scratch.sums + t * stride + channel;
+        if (last) prefetch_piece(piece);
+        fc2_tile(wide_delta + t, delta_stride, rows, row_offset, count, begin == 0, sums, stride);
+        if (last) add_sums(piece, sums, stride);
       }
     }
   }
-  if (task.count > 0) add_sums<Type>(task, scratch.sums, stride);
 }
 
 }  // namespace
