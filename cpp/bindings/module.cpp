@@ -55,6 +55,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("CudaError").attr("__doc__") = "A CUDA call failed; the text names it.";
   m.def("build_info", &build_info);
   m.def("checks_enabled", &checks_enabled);
+  chipmunk::python::bind_attention(m);
   chipmunk::python::bind_columns(m);
   chipmunk::python::bind_host_buffer(m);
+  chipmunk::python::bind_mlp(m);
 }

@@ -8,13 +8,14 @@ outputs and call these. Registered on import, which happens when an op first see
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chipmunk_kernels import _core
 from chipmunk_kernels.ops import checked
+from chipmunk_kernels.ops.arrays import type_name
 
 SCHEMAS = {
     "dense_attention": (
@@ -137,7 +138,7 @@ class TorchArrays:
             if array is None:
                 continue
             if not isinstance(array, Tensor):
-                raise ValueError(f"{op}: {name}: expected a torch.Tensor, got {_type_name(array)}")
+                raise ValueError(f"{op}: {name}: expected a torch.Tensor, got {type_name(array)}")
             if grad and array.requires_grad:
                 raise _core.UnsupportedError(
                     f"{op}: {name}: requires grad, and there is no backward pass; "
@@ -171,11 +172,6 @@ class TorchArrays:
     def to_host(self, array: Tensor) -> Tensor:
         """See `ArrayLibrary`."""
         return _to_host(array)
-
-
-def _type_name(value: Any) -> str:
-    kind = cast("type[object]", type(value))
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 TORCH = TorchArrays({op: _register(op, schema) for op, schema in SCHEMAS.items()})

@@ -217,7 +217,7 @@ def library_of(op: str, argument: str, array: Any) -> ArrayLibrary:
     if jax is not None and isinstance(array, jax.Array):
         return JaxArrays(jax)
     raise ValueError(
-        f"{op}: {argument}: expected a torch, numpy, cupy or jax array, got {type(array).__name__}"
+        f"{op}: {argument}: expected a torch, numpy, cupy or jax array, got {type_name(array)}"
     )
 
 
@@ -225,3 +225,10 @@ def size(array: Any, dim: int) -> int:
     """Size of a dimension, 0 where the array has too few: the op's own check then tells."""
     shape = array.shape
     return shape[dim] if -len(shape) <= dim < len(shape) else 0
+
+
+def type_name(value: object) -> str:
+    """For messages: "numpy.ndarray", "list"."""
+    kind = type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return name.removeprefix("builtins.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from chipmunk_kernels.ops.arrays import ArrayLibrary, library_of, size
+from chipmunk_kernels.ops.arrays import ArrayLibrary, library_of, size, type_name
 from chipmunk_kernels.ops.columns import ColumnLists, require_lists
 
 Array = TypeVar("Array")
@@ -209,12 +209,11 @@ def _combine(op: str, parts: Mapping[str, Any], out: Any) -> Any:
     return library.finish(result), library.finish(lse)
 
 
-def _pair(op: str, name: str, part: Any) -> tuple[Any, Any]:
-    pair: list[Any] = []
-    if isinstance(part, (tuple, list)):
-        pair = list(cast("Sequence[Any]", part))
+def _pair(op: str, name: str, part: object) -> tuple[Any, Any]:
+    pair = cast("Sequence[Any]", part if isinstance(part, (tuple, list)) else ())
     if len(pair) != 2:
-        raise ValueError(f"{op}: {name}: expected a pair (out, lse), got {type(part).__name__}")
+        kind = type_name(cast("object", part))
+        raise ValueError(f"{op}: {name}: expected a pair (out, lse), got {kind}")
     return pair[0], pair[1]
 
 

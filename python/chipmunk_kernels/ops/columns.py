@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chipmunk_kernels.ops import checked
-from chipmunk_kernels.ops.arrays import library_of, size
+from chipmunk_kernels.ops.arrays import library_of, size, type_name
 
 _INT32_MAX = 2**31 - 1
 
@@ -183,7 +183,7 @@ def columns_from_mask(
 def require_lists(op: str, columns: Any) -> None:
     """Refuses what is no `ColumnLists`."""
     if not isinstance(columns, ColumnLists):
-        raise ValueError(f"{op}: columns: expected ColumnLists, got {type(columns).__name__}")
+        raise ValueError(f"{op}: columns: expected ColumnLists, got {type_name(columns)}")
 
 
 def _named(lists: ColumnLists) -> dict[str, Any]:

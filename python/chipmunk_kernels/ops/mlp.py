@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from chipmunk_kernels import _core
-from chipmunk_kernels.ops.arrays import library_of, size
+from chipmunk_kernels.ops.arrays import library_of, size, type_name
 from chipmunk_kernels.ops.columns import ColumnLists, columns_from_mask, require_lists
 
 Activation = Literal["gelu_tanh", "gelu", "silu", "relu", "swiglu", "geglu"]
@@ -176,7 +176,7 @@ def column_sparse_mlp(
     """
     op = "column_sparse_mlp"
     if not isinstance(cast("object", cache), MlpCache):
-        raise ValueError(f"{op}: cache: expected an MlpCache, got {type(cache).__name__}")
+        raise ValueError(f"{op}: cache: expected an MlpCache, got {type_name(cache)}")
     library = library_of(op, "x", x)
     indices, counts = _mlp_lists(op, columns)
     named = {"cache.activations": cache.activations, "cache.output": cache.output}
