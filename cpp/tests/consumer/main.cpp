@@ -1,4 +1,5 @@
-// Column-sparse attention on raw pointers from a program of one's own, checked against a double loop.
+// Column-sparse attention on raw pointers from a program of one's own, checked against a double
+// loop.
 #include <chipmunk_kernels/attention.h>
 #include <chipmunk_kernels/error.h>
 #include <chipmunk_kernels/info.h>
@@ -57,8 +58,8 @@ int main() {
       view(counts.data(), DType::kInt32, {1, kHeads, kGroups}), kQueryGroup};
   const chipmunk::AttentionPart result{tensor(out),
                                        view(lse.data(), DType::kFloat32, {1, kHeads, kTokens})};
-  chipmunk::column_sparse_attention(tensor(q), tensor(k), tensor(v), columns, nullptr, scale, result,
-                                    {});
+  chipmunk::column_sparse_attention(tensor(q), tensor(k), tensor(v), columns, nullptr, scale,
+                                    result, {});
 
   double worst = 0;
   for (int64_t h = 0; h < kHeads; ++h) {
@@ -83,15 +84,15 @@ int main() {
       worst = std::max(worst, std::abs(lse[h * kTokens + i] - std::log(sum)));
     }
   }
-  std::printf("chipmunk_kernels %s, %s: largest error %.2g\n", chipmunk::build_info().version.c_str(),
-              chipmunk::build_info().cpu_isa.c_str(), worst);
+  std::printf("chipmunk_kernels %s, %s: largest error %.2g\n",
+              chipmunk::build_info().version.c_str(), chipmunk::build_info().cpu_isa.c_str(),
+              worst);
 
   std::string message;
   try {
-    chipmunk::column_sparse_attention(tensor(q), tensor(k), tensor(v), columns, nullptr, scale,
-                                      {view(out.data(), DType::kFloat32, {1, kHeads, kTokens, 8}),
-                                       result.lse},
-                                      {});
+    chipmunk::column_sparse_attention(
+        tensor(q), tensor(k), tensor(v), columns, nullptr, scale,
+        {view(out.data(), DType::kFloat32, {1, kHeads, kTokens, 8}), result.lse}, {});
   } catch (const chipmunk::InvalidArgument& e) {
     message = e.what();
   }
