@@ -1,6 +1,7 @@
 // Attention by double loops over float64, and the tensors that its tests share.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -16,54 +17,73 @@ inline constexpr double kInf = std::numeric_limits<double>::infinity();
 inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 inline constexpr DType kFloatTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 
-// One row of attention over the keys in `columns`, as softmax and logsumexp define it.
+// The elements of q, k and v as float64, contiguous: double loops over views would take minutes.
+struct Values {
+  int64_t heads, rows, head_dim;
+  std::vector<double> data;
+  explicit Values(const Tensor& t)
+      : heads(t.size(1)),
+        rows(t.size(2)),
+        head_dim(t.size(3)),
+        data(static_cast<size_t>(t.view().numel())) {
+    for (size_t i = 0; i < data.size(); ++i) data[i] = t.get_flat(static_cast<int64_t>(i));
+  }
+  const double* row(int64_t b, int64_t h, int64_t i) const {
+    return data.data() + ((b * heads + h) * rows + i) * head_dim;
+  }
+};
+
+// One row of attention over some columns, as softmax and logsumexp define it.
 struct ExpectedRow {
   std::vector<double> out;  // [head_dim]
   double lse = -kInf;
   double largest_value = 0.0;  // of |v| over the columns: what rounding errors of out scale with
 };
 
-inline double expected_score(const Tensor& q, const Tensor& k, double scale, int64_t b, int64_t h,
-                             int64_t i, int64_t column) {
-  const int64_t kv = h / (q.size(1) / k.size(1));
-  double dot = 0.0;
-  for (int64_t d = 0; d < q.size(3); ++d) dot += q.get({b, h, i, d}) * k.get({b, kv, column, d});
-  return dot * scale;
-}
+struct Expected {
+  Values q, k, v;
+  double scale;
 
-inline ExpectedRow expected_row(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
-                                int64_t b, int64_t h, int64_t i,
-                                const std::vector<int64_t>& columns) {
-  const int64_t kv = h / (q.size(1) / k.size(1)), head_dim = q.size(3);
-  ExpectedRow row{std::vector<double>(static_cast<size_t>(head_dim), 0.0)};
-  std::vector<double> scores;
-  double largest = -kInf;
-  bool has_nan = false;
-  for (const int64_t column : columns) {
-    scores.push_back(expected_score(q, k, scale, b, h, i, column));
-    largest = std::max(largest, scores.back());
-    has_nan = has_nan || std::isnan(scores.back());
+  double score(int64_t b, int64_t h, int64_t i, int64_t column) const {
+    const double* const query = q.row(b, h, i);
+    const double* const key = k.row(b, h / (q.heads / k.heads), column);
+    double dot = 0.0;
+    for (int64_t d = 0; d < q.head_dim; ++d) dot += query[d] * key[d];
+    return dot * scale;
   }
-  if (has_nan || largest == kInf) {
-    row.out.assign(row.out.size(), kNan);
-    row.lse = has_nan ? kNan : kInf;
-    return row;
-  }
-  if (largest == -kInf) return row;
-  double total = 0.0;
-  for (size_t c = 0; c < columns.size(); ++c) {
-    const double weight = std::exp(scores[c] - largest);
-    total += weight;
-    for (int64_t d = 0; d < head_dim; ++d) {
-      const double value = v.get({b, kv, columns[c], d});
-      row.out[static_cast<size_t>(d)] += weight * value;
-      row.largest_value = std::max(row.largest_value, std::fabs(value));
+
+  ExpectedRow row(int64_t b, int64_t h, int64_t i, const std::vector<int64_t>& columns) const {
+    const size_t head_dim = static_cast<size_t>(q.head_dim);
+    ExpectedRow expected{std::vector<double>(head_dim, 0.0)};
+    std::vector<double> scores;
+    double largest = -kInf;
+    bool has_nan = false;
+    for (const int64_t column : columns) {
+      scores.push_back(score(b, h, i, column));
+      largest = std::max(largest, scores.back());
+      has_nan = has_nan || std::isnan(scores.back());
     }
+    if (has_nan || largest == kInf) {
+      expected.out.assign(head_dim, kNan);
+      expected.lse = has_nan ? kNan : kInf;
+      return expected;
+    }
+    if (largest == -kInf) return expected;
+    double total = 0.0;
+    for (size_t c = 0; c < columns.size(); ++c) {
+      const double weight = std::exp(scores[c] - largest);
+      const double* const value = v.row(b, h / (q.heads / v.heads), columns[c]);
+      total += weight;
+      for (size_t d = 0; d < head_dim; ++d) {
+        expected.out[d] += weight * value[d];
+        expected.largest_value = std::max(expected.largest_value, std::fabs(value[d]));
+      }
+    }
+    for (double& x : expected.out) x /= total;
+    expected.lse = largest + std::log(total);
+    return expected;
   }
-  for (double& x : row.out) x /= total;
-  row.lse = largest + std::log(total);
-  return row;
-}
+};
 
 inline std::vector<int64_t> all_columns(int64_t keys) {
   std::vector<int64_t> columns(static_cast<size_t>(keys));
@@ -71,7 +91,7 @@ inline std::vector<int64_t> all_columns(int64_t keys) {
   return columns;
 }
 
-// exp and log-sum-exp of two parts.
+// The log-sum-exp of two parts together.
 inline double expected_merged_lse(double a, double b) {
   const double high = std::max(a, b);
   return high == -kInf ? -kInf : high + std::log(std::exp(a - high) + std::exp(b - high));

@@ -57,11 +57,12 @@ int64_t differences(const Problem& problem, const Part& got, const Columns& colu
                     const Part* rest = nullptr) {
   int64_t wrong = 0;
   const Tensor& q = problem.q;
+  const testing::Expected expected_attention{testing::Values(q), testing::Values(problem.k),
+                                             testing::Values(problem.v), problem.scale};
   for (int64_t b = 0; b < q.size(0); ++b) {
     for (int64_t h = 0; h < q.size(1); ++h) {
       for (int64_t i = 0; i < q.size(2); ++i) {
-        testing::ExpectedRow row = testing::expected_row(q, problem.k, problem.v, problem.scale, b,
-                                                         h, i, columns_of(b, h, i));
+        testing::ExpectedRow row = expected_attention.row(b, h, i, columns_of(b, h, i));
         if (rest != nullptr) {
           const double rest_lse = rest->lse.get({b, h, i});
           const double lse = testing::expected_merged_lse(row.lse, rest_lse);
