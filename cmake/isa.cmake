@@ -1,11 +1,16 @@
 # The CPU kernels: one loop source, compiled once per instruction set.
 set(CHIPMUNK_ISA_SOURCES cpp/src/cpu/kernels/isa_baseline.cpp)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-  list(APPEND CHIPMUNK_ISA_SOURCES cpp/src/cpu/kernels/isa_avx2.cpp cpp/src/cpu/kernels/isa_avx512.cpp)
+  list(APPEND CHIPMUNK_ISA_SOURCES cpp/src/cpu/kernels/isa_avx2.cpp
+    cpp/src/cpu/kernels/isa_avx512.cpp cpp/src/cpu/kernels/isa_avx512_bf16.cpp)
   set_source_files_properties(cpp/src/cpu/kernels/isa_avx2.cpp PROPERTIES COMPILE_OPTIONS
     "-mavx2;-mfma;-mf16c;-mbmi2")
+  set(CHIPMUNK_AVX512_OPTIONS
+    -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mbmi2 -mprefer-vector-width=512)
   set_source_files_properties(cpp/src/cpu/kernels/isa_avx512.cpp PROPERTIES COMPILE_OPTIONS
-    "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-mbmi2;-mprefer-vector-width=512")
+    "${CHIPMUNK_AVX512_OPTIONS}")
+  set_source_files_properties(cpp/src/cpu/kernels/isa_avx512_bf16.cpp PROPERTIES COMPILE_OPTIONS
+    "${CHIPMUNK_AVX512_OPTIONS};-mavx512bf16")
 endif()
 set_property(SOURCE ${CHIPMUNK_ISA_SOURCES} APPEND PROPERTY COMPILE_OPTIONS
   -O3 -fno-math-errno -fno-trapping-math)

@@ -20,9 +20,10 @@ std::vector<Isa> compiled_isas() {
   isas.push_back({&kKernelTableAvx2, __builtin_cpu_supports("avx2") &&
                                          __builtin_cpu_supports("fma") &&
                                          __builtin_cpu_supports("f16c")});
-  isas.push_back({&kKernelTableAvx512,
-                  __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")});
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  isas.push_back({&kKernelTableAvx512, avx512});
+  isas.push_back({&kKernelTableAvx512Bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
   return isas;
 }

@@ -9,7 +9,7 @@
 namespace chipmunk::cpu {
 
 // The best table that this machine runs, or the one that CHIPMUNK_CPU_ISA names ("baseline",
-// "avx2", "avx512"; read at the first call). Throws InvalidArgument for an unknown name,
+// "avx2", "avx512", "avx512_bf16"; read at the first call). Throws InvalidArgument for an unknown name,
 // Unsupported for one that this machine or build lacks.
 const KernelTable& kernel_table();
 

@@ -18,6 +18,7 @@ extern const KernelTable kKernelTableBaseline;
 #if defined(__x86_64__)
 extern const KernelTable kKernelTableAvx2;
 extern const KernelTable kKernelTableAvx512;
+extern const KernelTable kKernelTableAvx512Bf16;
 #endif
 
 }  // namespace chipmunk::cpu

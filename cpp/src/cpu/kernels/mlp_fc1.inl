@@ -10,8 +10,8 @@ inline constexpr int kFc1Panel = kFc1Vectors * kLanes;  // tokens
 static_assert(kMlpGroup % kFc1Panel == 0);
 
 struct Fc1Scratch {
-  float* x;       // [panels, channels, kFc1Panel]
-  float* rows;    // [kFc1Tile, channels]: rows of w1 that are not float32 already
+  float* x;       // [panels, channels in words, kFc1Panel] words
+  float* rows;    // [kFc1Tile, channels]: copies of rows of w1
   float* values;  // [kFc1Tile, kMlpGroup]: x w1
   float* gates;   // [kFc1Tile, kMlpGroup]
 };
@@ -20,31 +20,34 @@ int64_t fc1_scratch(int64_t channels) {
   return (kMlpGroup + kFc1Tile) * channels + 2 * kFc1Tile * kMlpGroup;
 }
 
-// x [tokens, channels] transposed into panels of kFc1Panel tokens; tokens past the end are 0.
-template <class Type>
+template <class Words>
+inline int64_t words_of(int64_t elements) {
+  return (elements + Words::kElements - 1) / Words::kElements;
+}
+
+// x [tokens, channels] transposed, word by word, into panels of kFc1Panel tokens; tokens past the
+// end are 0.
+template <class Words>
 void pack_tokens(const Fc1Task& task, float* packed) {
-  typedef typename Type::Storage Storage;
-  for (int token = 0; token < task.tokens; token += kLanes) {
-    float* panel = packed + token / kFc1Panel * (task.channels * kFc1Panel) + token % kFc1Panel;
+  typedef typename Words::Storage Storage;
+  const int64_t words = words_of<Words>(task.channels);
+  const int needed = (task.tokens + kFc1Panel - 1) / kFc1Panel * kFc1Panel;
+  for (int token = 0; token < needed; token += kLanes) {
+    float* panel = packed + token / kFc1Panel * (words * kFc1Panel) + token % kFc1Panel;
     const Storage* x = (const Storage*)task.x + token * task.x_row_stride;
-    for (int64_t k = 0; k < task.channels; k += kLanes) {
-      const int width = task.channels - k < kLanes ? (int)(task.channels - k) : kLanes;
+    for (int64_t k = 0; k < words; k += kLanes) {
+      const int64_t element = k * Words::kElements;
       Vf rows[kLanes];
       for (int i = 0; i < kLanes; ++i) {
-        const Storage* row = x + i * task.x_row_stride + k;
         rows[i] = token + i >= task.tokens ? Vf{}
-                  : width == kLanes        ? Type::load(row)
-                                           : load_first<Type>(row, width);
+                                           : Words::load_words(x + i * task.x_row_stride + element,
+                                                               task.channels - element);
       }
       transpose(rows);
-      for (int i = 0; i < width; ++i) store(panel + (k + i) * kFc1Panel, rows[i]);
+      for (int i = 0; i < kLanes && k + i < words; ++i) {
+        store(panel + (k + i) * kFc1Panel, rows[i]);
+      }
     }
-  }
-  const int packed_tokens = (task.tokens + kLanes - 1) / kLanes * kLanes;
-  const int needed = (task.tokens + kFc1Panel - 1) / kFc1Panel * kFc1Panel;
-  for (int token = packed_tokens; token < needed; token += kLanes) {
-    float* panel = packed + token / kFc1Panel * (task.channels * kFc1Panel) + token % kFc1Panel;
-    for (int64_t k = 0; k < task.channels; ++k) store(panel + k * kFc1Panel, Vf{});
   }
 }
 
@@ -56,11 +59,12 @@ struct Fc1Ahead {
 
 // products[r][..] = rows[r] . panel, for kFc1Panel tokens. Prefetches `ahead` on the way, a line of
 // each row at a time: at once, they would hold up the loop.
-inline void fc1_tile(const float* panel, int64_t channels, const float* const* rows,
+template <class Words>
+inline void fc1_tile(const float* panel, int64_t words, const void* const* rows,
                      const Fc1Ahead& ahead, float* products) {
   Vf sums[kFc1Tile][kFc1Vectors] = {};
-  for (int64_t begin = 0; begin < channels; begin += 16) {
-    const int64_t end = begin + 16 < channels ? begin + 16 : channels;
+  for (int64_t begin = 0; begin < words; begin += 16) {
+    const int64_t end = begin + 16 < words ? begin + 16 : words;
     if (begin * 4 < ahead.bytes) {
       for (int r = 0; r < kFc1Tile; ++r) __builtin_prefetch(ahead.rows[r] + begin * 4);
     }
@@ -69,9 +73,11 @@ inline void fc1_tile(const float* panel, int64_t channels, const float* const* r
       for (int v = 0; v < kFc1Vectors; ++v) x[v] = load(panel + k * kFc1Panel + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kFc1Tile; ++r) {
-        const Vf w = broadcast(rows[r][k]);
+        const Vf w = Words::broadcast_word(rows[r], k);
 #pragma GCC unroll 8
-        for (int v = 0; v < kFc1Vectors; ++v) sums[r][v] += w * x[v];
+        for (int v = 0; v < kFc1Vectors; ++v) {
+          sums[r][v] = Words::multiply_add(sums[r][v], w, x[v]);
+        }
       }
     }
   }
@@ -84,11 +90,12 @@ inline void fc1_tile(const float* panel, int64_t channels, const float* const* r
 
 // products[r][token] for the rows first + list[r] of w1, r < kFc1Tile, and every token. A list of
 // `left` columns; beyond its end, its last column repeats.
-template <class Type>
+template <class Words>
 void fc1_products(const Fc1Task& task, const int32_t* list, int64_t left, int64_t first,
                   const Fc1Scratch& scratch, float* products) {
-  typedef typename Type::Storage Storage;
-  const float* rows[kFc1Tile];
+  typedef typename Words::Storage Storage;
+  const int64_t words = words_of<Words>(task.channels);
+  const void* rows[kFc1Tile];
   Fc1Ahead w1_ahead, cache_ahead;
   w1_ahead.bytes = task.channels * (int64_t)sizeof(Storage);
   cache_ahead.bytes = task.tokens * (int64_t)sizeof(Storage);
@@ -98,17 +105,12 @@ void fc1_products(const Fc1Task& task, const int32_t* list, int64_t left, int64_
     const Storage* w1 = (const Storage*)task.w1 + first * task.w1_row_stride;
     w1_ahead.rows[r] = (const char*)(w1 + next * task.w1_row_stride);
     cache_ahead.rows[r] = (const char*)((const Storage*)task.cache + f * task.cache_row_stride);
-    if constexpr (sizeof(Storage) == sizeof(float)) {
-      rows[r] = w1 + f * task.w1_row_stride;
-    } else {
-      float* widened = scratch.rows + r * task.channels;
-      widen_row<Type>(w1 + f * task.w1_row_stride, task.channels, widened);
-      rows[r] = widened;
-    }
+    rows[r] = Words::row_words(w1 + f * task.w1_row_stride, task.channels,
+                               scratch.rows + r * task.channels);
   }
   for (int token = 0; token < task.tokens; token += kFc1Panel) {
-    fc1_tile(scratch.x + token * task.channels, task.channels, rows,
-             token == 0 ? w1_ahead : cache_ahead, products + token);
+    fc1_tile<Words>(scratch.x + token * words, words, rows, token == 0 ? w1_ahead : cache_ahead,
+                    products + token);
   }
 }
 
@@ -149,23 +151,24 @@ void fc1_finish(MlpActivation activation, const float* values, float bias, const
   finish(values, bias, gates, gate_bias, cache, delta, tokens);
 }
 
-template <class Type>
+template <class Words>
 void fc1(const Fc1Task& task) {
-  typedef typename Type::Storage Storage;
+  typedef typename Words::Type Type;
+  typedef typename Words::Storage Storage;
   Fc1Scratch scratch;
   scratch.x = task.scratch;
   scratch.values = scratch.x + kMlpGroup * task.channels;
   scratch.gates = scratch.values + kFc1Tile * kMlpGroup;
   scratch.rows = scratch.gates + kFc1Tile * kMlpGroup;
-  pack_tokens<Type>(task, scratch.x);
+  pack_tokens<Words>(task, scratch.x);
 
   const Storage* b1 = (const Storage*)task.b1;
   for (int64_t p = 0; p < task.count; p += kFc1Tile) {
     const int32_t* list = task.list + p;
     const int count = task.count - p < kFc1Tile ? (int)(task.count - p) : kFc1Tile;
-    fc1_products<Type>(task, list, task.count - p, 0, scratch, scratch.values);
+    fc1_products<Words>(task, list, task.count - p, 0, scratch, scratch.values);
     if (task.gated) {
-      fc1_products<Type>(task, list, task.count - p, task.hidden, scratch, scratch.gates);
+      fc1_products<Words>(task, list, task.count - p, task.hidden, scratch, scratch.gates);
     }
     for (int r = 0; r < count; ++r) {
       const int64_t f = list[r];

@@ -1,6 +1,6 @@
 // Sparse fc2: output channels in the vector lanes, the change of a token broadcast. Rows of w2t and
-// of the packed delta are read where they are if they are float32, and widened a block at a time if
-// not.
+// of the packed delta are read where they are if they are float32, and packed into words, a block
+// at a time, if not.
 
 namespace chipmunk::cpu {
 namespace {
@@ -11,16 +11,16 @@ inline constexpr int kFc2Vectors = 3;
 inline constexpr int kFc2Panel = kFc2Vectors * kLanes;  // channels
 static_assert(kMlpGroup % kFc2Tokens == 0 && kFc2Tile % kFc2Panel == 0);
 
-// Columns of a list that are summed in registers before the sums go back to memory: their rows of
-// w2t and delta then stay in the second-level cache for all tokens.
+// Words of a list that are summed in registers before the sums go back to memory: their rows of w2t
+// and delta then stay in the second-level cache for all tokens.
 inline constexpr int kFc2Block = 512;
 // Rows are prefetched this many steps ahead.
 inline constexpr int kFc2Ahead = 8;
 
 struct Fc2Scratch {
   float* sums;   // [kMlpGroup, channels, whole panels]
-  float* delta;  // [kFc2Block, kMlpGroup]
-  float* w2t;    // [kFc2Block, kFc2Panel]
+  float* delta;  // [kFc2Block, kMlpGroup] words
+  float* w2t;    // [kFc2Block, kFc2Panel] words
 };
 
 inline int64_t whole_panels(int64_t channels) {
@@ -32,8 +32,9 @@ int64_t fc2_scratch(int64_t channels) {
 }
 
 // sums[t][..] (+)= sum over p of delta[p][t] * rows[p][channel..], kFc2Tokens by kFc2Panel.
+template <class Words>
 inline void fc2_tile(const float* delta, int64_t delta_stride, const float* const* rows,
-                     int64_t channel, int count, bool first, float* sums, int64_t sums_stride) {
+                     int64_t channel, int words, bool first, float* sums, int64_t sums_stride) {
   Vf tile[kFc2Tokens][kFc2Vectors] = {};
   if (!first) {
 #pragma GCC unroll 8
@@ -42,7 +43,7 @@ inline void fc2_tile(const float* delta, int64_t delta_stride, const float* cons
       for (int v = 0; v < kFc2Vectors; ++v) tile[t][v] = load(sums + t * sums_stride + v * kLanes);
     }
   }
-  for (int p = 0; p < count; ++p) {
+  for (int p = 0; p < words; ++p) {
     const float* row = rows[p] + channel;
     // Rows lie far apart, where no hardware prefetcher looks.
     for (int v = 0; v < kFc2Vectors * kLanes; v += 16) {
@@ -52,9 +53,9 @@ inline void fc2_tile(const float* delta, int64_t delta_stride, const float* cons
     for (int v = 0; v < kFc2Vectors; ++v) w[v] = load(row + v * kLanes);
 #pragma GCC unroll 8
     for (int t = 0; t < kFc2Tokens; ++t) {
-      const Vf d = broadcast(delta[p * delta_stride + t]);
+      const Vf d = Words::broadcast_word(delta + p * delta_stride, t);
 #pragma GCC unroll 8
-      for (int v = 0; v < kFc2Vectors; ++v) tile[t][v] += d * w[v];
+      for (int v = 0; v < kFc2Vectors; ++v) tile[t][v] = Words::multiply_add(tile[t][v], d, w[v]);
     }
   }
 #pragma GCC unroll 8
@@ -98,67 +99,78 @@ void add_sums(const Fc2Piece<Type>& piece, const float* sums, int64_t sums_strid
   }
 }
 
-template <class Type>
+// Packs `columns` rows, from `offset` in each, into rows of words, `stride` apart.
+template <class Words>
+void stack_block(const typename Words::Storage* const* rows, int64_t offset, int columns,
+                 int64_t count, float* words, int64_t stride) {
+  for (int p = 0; p < columns; p += Words::kElements) {
+    const typename Words::Storage* group[Words::kElements] = {};
+    const int present = columns - p < Words::kElements ? columns - p : Words::kElements;
+    for (int i = 0; i < present; ++i) group[i] = rows[p + i] + offset;
+    Words::stack_rows(group, present, count, words + p / Words::kElements * stride);
+  }
+}
+
+template <class Words>
 void fc2(const Fc2Task& task) {
-  typedef typename Type::Storage Storage;
-  constexpr bool kIsFloat = sizeof(Storage) == sizeof(float);
+  typedef typename Words::Type Type;
+  typedef typename Words::Storage Storage;
+  constexpr int kColumns = kFc2Block * Words::kElements;
   const int64_t stride = whole_panels(task.channels);
   Fc2Scratch scratch;
   scratch.sums = task.scratch;
   scratch.delta = scratch.sums + kMlpGroup * stride;
   scratch.w2t = scratch.delta + kFc2Block * kMlpGroup;
-  const float* widened_rows[kFc2Block + kFc2Ahead];
+  const float* packed_rows[kFc2Block + kFc2Ahead];
   for (int p = 0; p < kFc2Block + kFc2Ahead; ++p) {
-    widened_rows[p] = scratch.w2t + p % kFc2Block * kFc2Panel;
+    packed_rows[p] = scratch.w2t + p % kFc2Block * kFc2Panel;
   }
 
-  for (int64_t begin = 0; begin < task.count; begin += kFc2Block) {
-    const int count = task.count - begin < kFc2Block ? (int)(task.count - begin) : kFc2Block;
-    const Storage* delta = (const Storage*)task.delta + begin * task.delta_row_stride;
-    const float* wide_delta = scratch.delta;
+  for (int64_t begin = 0; begin < task.count; begin += kColumns) {
+    const int columns = task.count - begin < kColumns ? (int)(task.count - begin) : kColumns;
+    const int words = (columns + Words::kElements - 1) / Words::kElements;
+    const bool last = begin + columns == task.count;
+    const Storage* w2t[kColumns + kFc2Ahead];
+    const Storage* delta_rows[kColumns];
+    for (int p = 0; p < columns + kFc2Ahead; ++p) {
+      const int64_t f = task.list[begin + (p < columns ? p : columns - 1)];
+      w2t[p] = (const Storage*)task.w2t + f * task.w2t_row_stride;
+    }
+    for (int p = 0; p < columns; ++p) {
+      delta_rows[p] = (const Storage*)task.delta + (begin + p) * task.delta_row_stride;
+    }
+    const float* delta = scratch.delta;
     int64_t delta_stride = kMlpGroup;
-    if constexpr (kIsFloat) {
-      wide_delta = delta;
+    if constexpr (Words::kWholeRows) {
+      delta = delta_rows[0];
       delta_stride = task.delta_row_stride;
     } else {
-      for (int p = 0; p < count; ++p) {
-        widen_row<Type>(delta + p * task.delta_row_stride, kMlpGroup,
-                        scratch.delta + p * kMlpGroup);
-      }
+      stack_block<Words>(delta_rows, 0, columns, kMlpGroup, scratch.delta, kMlpGroup);
     }
-    const Storage* w2t[kFc2Block + kFc2Ahead];
-    for (int p = 0; p < count; ++p) {
-      w2t[p] = (const Storage*)task.w2t + task.list[begin + p] * task.w2t_row_stride;
-    }
-    for (int p = 0; p < kFc2Ahead; ++p) w2t[count + p] = w2t[p % count];
     for (int64_t channel = 0; channel < task.channels; channel += kFc2Panel) {
-      const int64_t left = task.channels - channel;
-      const float* const* rows = widened_rows;
+      const int width =
+          task.channels - channel < kFc2Panel ? (int)(task.channels - channel) : kFc2Panel;
+      const float* const* rows = packed_rows;
       int64_t row_offset = 0;
-      bool widen = true;
-      if constexpr (kIsFloat) {
-        if (left >= kFc2Panel) {
+      bool in_place = false;
+      if constexpr (Words::kWholeRows) {
+        if (width == kFc2Panel) {
           rows = w2t;
           row_offset = channel;
-          widen = false;
+          in_place = true;
         }
       }
-      if (widen) {
-        for (int p = 0; p < count; ++p) {
-          float* row = scratch.w2t + p * kFc2Panel;
-          if (left < kFc2Panel) memset(row, 0, kFc2Panel * sizeof(float));
-          widen_row<Type>(w2t[p] + channel, left < kFc2Panel ? left : kFc2Panel, row);
-        }
+      if (!in_place) {
+        if (width < kFc2Panel) memset(scratch.w2t, 0, sizeof(float) * kFc2Panel * (size_t)words);
+        stack_block<Words>(w2t, channel, columns, width, scratch.w2t, kFc2Panel);
       }
       for (int t = 0; t < task.tokens; t += kFc2Tokens) {
-        const Fc2Piece<Type> piece = {(Storage*)task.out + t * task.out_row_stride + channel,
-                                      task.out_row_stride,
-                                      task.tokens - t < kFc2Tokens ? task.tokens - t : kFc2Tokens,
-                                      left < kFc2Panel ? (int)left : kFc2Panel};
-        const bool last = begin + count == task.count;
+        const Fc2Piece<Type> piece = {
+            (Storage*)task.out + t * task.out_row_stride + channel, task.out_row_stride,
+            task.tokens - t < kFc2Tokens ? task.tokens - t : kFc2Tokens, width};
         float* sums = scratch.sums + t * stride + channel;
         if (last) prefetch_piece(piece);
-        fc2_tile(wide_delta + t, delta_stride, rows, row_offset, count, begin == 0, sums, stride);
+        fc2_tile<Words>(delta + t, delta_stride, rows, row_offset, words, begin == 0, sums, stride);
         if (last) add_sums(piece, sums, stride);
       }
     }
