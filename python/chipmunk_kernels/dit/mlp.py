@@ -203,7 +203,12 @@ class SparseMlp(nn.Module):
         """fc2's weight as `[F, N]`, contiguous."""
         weight = self.fc2.weight
         version = 0 if weight.is_inference() else weight._version
-        if self._w2t is None or self._w2t[0] is not weight or self._w2t[1] != version:
+        if (
+            self._w2t is None
+            or self._w2t[0] is not weight
+            or self._w2t[1] != version
+            or self._w2t[2].device != weight.device
+        ):
             self._w2t = weight, version, weight.detach().t().contiguous()
         return self._w2t[2]
 
