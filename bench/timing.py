@@ -1,0 +1,103 @@
+"""Timing that is fair to every variant, and results that say where they were measured.
+
+Variants take turns, round by round, so that a machine that speeds up, heats up or serves somebody
+else for a while does so to all of them. The figure of record is the median.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import chipmunk_kernels as ck
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(
+    variants: Mapping[str, Callable[[], object]], *, rounds: int = 30, warmup: int = 3
+) -> dict[str, dict[str, float]]:
+    """Runs every variant once a round, in turn; CPU only.
+
+    Args:
+        variants: what to time, by name.
+        rounds: measured rounds.
+        warmup: rounds before those.
+
+    Returns:
+        For each name `median_ms`, `min_ms` and `max_ms`.
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for index in range(warmup + rounds):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            if index >= warmup:
+                times[name].append(elapsed * 1e3)
+    return {
+        name: {
+            "median_ms": round(statistics.median(values), 4),
+            "min_ms": round(min(values), 4),
+            "max_ms": round(max(values), 4),
+        }
+        for name, values in times.items()
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Where and of what a measurement was made: CPU, cores, commit, versions, other load."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("diff", "HEAD") else ""),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu_isa": ck.info().cpu_isa,
+        "load_average_1min": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+
+
+def write(name: str, result: Mapping[str, Any]) -> Path:
+    """Writes `result`, with the environment, to results/`name`.json, all of it or nothing."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    unfinished = path.with_suffix(".json.part")
+    unfinished.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
+    unfinished.replace(path)
+    return path
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def _cpu_name() -> str:
+    """The model, with family and model numbers: clouds hide the name's last part."""
+    fields: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        return platform.processor()
+    name = fields.get("model name", platform.processor())
+    return f"{name}, family {fields.get('cpu family')}, model {fields.get('model')}"
