@@ -16,15 +16,22 @@ ColumnLists borrow_lists(Loan& loan, py::handle indices, py::handle counts) {
           .counts = loan.borrow("columns.counts", counts)};
 }
 
+// The signed 64 bits that torch passes as they are; a fresh draw from Python's `random` if there
+// are none and they matter.
+uint64_t seed_or_draw(std::optional<int64_t> seed, double random_fraction) {
+  if (seed) return static_cast<uint64_t>(*seed);
+  if (!(random_fraction > 0)) return 0;
+  return py::module_::import("random").attr("getrandbits")(64).cast<uint64_t>();
+}
+
 }  // namespace
 
 void bind_columns(py::module_& m) {
   m.def(
       "select_columns",
-      // `seed`: 64 bits, signed, as torch passes integers.
       [](py::handle scores, py::handle always, std::optional<int64_t> count,
          std::optional<double> mass, int64_t min_count, std::optional<int64_t> max_count,
-         double random_fraction, int64_t seed, py::handle indices, py::handle counts,
+         double random_fraction, std::optional<int64_t> seed, py::handle indices, py::handle counts,
          int cpu_threads, OptionalStream stream) {
         Loan loan("select_columns", stream);
         const TensorView scores_view = loan.borrow("scores", scores);
@@ -34,7 +41,7 @@ void bind_columns(py::module_& m) {
                                         .min_count = min_count,
                                         .max_count = max_count,
                                         .random_fraction = random_fraction,
-                                        .seed = static_cast<uint64_t>(seed)};
+                                        .seed = seed_or_draw(seed, random_fraction)};
         const ColumnLists columns = borrow_lists(loan, indices, counts);
         loan.run(cpu_threads, [&](const Context& context) {
           select_columns(scores_view, always_view ? &*always_view : nullptr, selection, columns,

@@ -108,7 +108,7 @@ def select_columns(
     min_count: int,
     max_count: int | None,
     random_fraction: float,
-    seed: int,
+    seed: int | None,
     indices: Any,
     counts: Any,
     cpu_threads: int = 0,

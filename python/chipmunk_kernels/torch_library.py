@@ -40,7 +40,7 @@ SCHEMAS = {
     ),
     "select_columns": (
         "(Tensor scores, Tensor? always, SymInt? count, float? mass, SymInt min_count, "
-        "SymInt? max_count, float random_fraction, SymInt seed, "
+        "SymInt? max_count, float random_fraction, SymInt? seed, "
         "Tensor(a!) indices, Tensor(b!) counts) -> ()"
     ),
     "columns_from_mask": "(Tensor mask, Tensor(a!) indices, Tensor(b!) counts) -> ()",

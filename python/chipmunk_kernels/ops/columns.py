@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +126,8 @@ def select_columns(
         out = _empty_lists(library, scores, capacity, query_group)
     else:
         library.check_in_place("select_columns", _named(out))
-    if seed is None:
-        seed = random.randrange(2**63) if random_fraction > 0 else 0
+    if seed is not None:
+        seed = (seed + 2**63) % 2**64 - 2**63  # the int64 with the bits of an unsigned number
     library.run(
         "select_columns",
         scores,
@@ -138,7 +137,7 @@ def select_columns(
         min_count,
         max_count,
         random_fraction,
-        (seed + 2**63) % 2**64 - 2**63,  # the int64 with the same bits
+        seed,
         out.indices,
         out.counts,
     )

@@ -1,0 +1,307 @@
+"""The ops as torch operators: schemas, fakes, torch.compile, CUDA graphs, streams."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from cases import poisoned_lists, threads  # noqa: E402
+
+import chipmunk_kernels as ck  # noqa: E402
+from chipmunk_kernels import torch_library  # noqa: E402
+
+OPS = torch.ops.chipmunk_kernels
+
+
+def randn(*shape, device="cpu"):
+    return torch.randn(*shape, device=device).to(torch.bfloat16)
+
+
+def part(device="cpu"):
+    return randn(1, 2, 130, 64, device=device), torch.randn(1, 2, 130, device=device)
+
+
+def attention_lists(device="cpu"):
+    return poisoned_lists(torch.rand(1, 2, 3, 90, device=device) < 0.3, 64)
+
+
+def mlp_lists(device="cpu"):
+    return poisoned_lists(torch.rand(2, 2, 64, device=device) < 0.3, 128)
+
+
+def out_variant_calls(device):
+    """(operator, arguments) for every registered operator."""
+    q, k, v = randn(1, 2, 130, 64), randn(1, 2, 90, 64), randn(1, 2, 90, 64)
+    lists, mlp = attention_lists(), mlp_lists()
+    x, w1, b1, w2t = randn(2, 200, 64), randn(64, 64), randn(64), randn(64, 96)
+    cache, delta = randn(2, 64, 200), randn(*mlp.indices.shape, 128)
+    scores = torch.rand(1, 2, 3, 90)
+    calls = {
+        "dense_attention": (q, k, v, None, *part()),
+        "dense_attention_column_sums": (
+            *(q, k, v, torch.randn(1, 2, 130), 64, 0.1),
+            *(*part(), torch.empty(1, 2, 3, 90)),
+        ),
+        "column_sparse_attention": (
+            *(q, k, v, lists.indices, lists.counts, 64, *part(), None),
+            *part(),
+        ),
+        "merge_attention": (*part(), *part(), *part()),
+        "rest_of_attention": (*part(), *part(), *part()),
+        "select_columns": (
+            *(scores, scores > 0.9, 10, None, 0, 20, 0.5, 7),
+            *(lists.indices, lists.counts),
+        ),
+        "columns_from_mask": (scores > 0.8, lists.indices, lists.counts),
+        "columns_to_mask": (lists.indices, lists.counts, scores > 0.5),
+        "column_sparse_fc1": (x, w1, b1, mlp.indices, mlp.counts, "gelu_tanh", cache, delta),
+        "column_sparse_fc2": (delta, w2t, mlp.indices, mlp.counts, randn(2, 200, 96)),
+        "column_sparse_mlp": (
+            *(x, w1, b1, w2t, mlp.indices, mlp.counts, "silu"),
+            *(cache, delta, randn(2, 200, 96)),
+        ),
+    }
+    return {
+        op: tuple(a.to(device).clone() if isinstance(a, torch.Tensor) else a for a in args)
+        for op, args in calls.items()
+    }
+
+
+def test_every_operator_has_a_call_here():
+    assert out_variant_calls("cpu").keys() == torch_library.SCHEMAS.keys()
+
+
+@pytest.mark.parametrize("op", sorted(torch_library.SCHEMAS))
+def test_opcheck(device, op):
+    args = out_variant_calls(device)[op]
+    getattr(OPS, op).default(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
+    torch.library.opcheck(getattr(OPS, op).default, args)
+
+
+def select(scores, always):
+    by_count = ck.select_columns(scores, count=10, query_group=64)
+    by_mass = ck.select_columns(
+        scores, mass=0.5, max_count=30, always=always, random_fraction=0.5, seed=3, query_group=64
+    )
+    from_mask = ck.columns_from_mask(scores > 0.7, query_group=64)
+    return by_count, by_mass, from_mask, by_mass.to_mask(scores.shape[-1])
+
+
+def attention(q, k, v, columns):
+    whole = ck.dense_attention(q, k, v)
+    _, lse, sums = ck.dense_attention_column_sums(q, k, v, reference_lse=whole[1], query_group=64)
+    selected = ck.column_sparse_attention(q, k, v, columns)
+    rest = ck.rest_of_attention(whole, selected)
+    merged = ck.merge_attention(rest, selected)
+    both = ck.column_sparse_attention(q * 1.1, k, v, columns, rest=rest, softmax_scale=0.1)
+    chosen = ck.select_columns(sums, mass=0.8, query_group=64)
+    return *whole, lse, sums, *merged, *both, chosen
+
+
+def mlp(x, w1, b1, w2t, b2, columns):
+    cache = ck.MlpCache.from_dense(x, w1, b1, w2t, b2, "gelu_tanh")
+    before = cache.output.clone()
+    out = ck.column_sparse_mlp(x * 1.1, w1, b1, w2t, columns, cache, activation="gelu_tanh")
+    delta = ck.column_sparse_fc1(x, w1, b1, columns, cache.activations, activation="gelu_tanh")
+    again = ck.column_sparse_fc2(delta, w2t, columns, cache.output.clone())
+    return before, out, again, cache.activations
+
+
+def leaves(value):
+    if isinstance(value, ck.ColumnLists):
+        listed = torch.arange(value.indices.shape[-1], device=value.indices.device)
+        indices = torch.where(listed < value.counts[..., None], value.indices, -1)
+        return [indices, value.counts, torch.tensor(value.query_group)]
+    if isinstance(value, (tuple, list)):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
+
+
+def assert_same(ours, expected):
+    ours, expected = leaves(ours), leaves(expected)
+    assert len(ours) == len(expected)
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+def compiled_calls(device):
+    scores = torch.rand(1, 2, 3, 90, device=device)
+    qkv = (randn(1, 2, n, 64, device=device) for n in (130, 90, 90))
+    weights = ((64, 64), (64,), (64, 96), (96,))
+    return {
+        "select": (select, (scores, scores[0, 0, 0] > 0.9)),
+        "attention": (attention, (*qkv, attention_lists(device))),
+        "mlp": (
+            mlp,
+            (
+                randn(2, 200, 64, device=device),
+                *(randn(*shape, device=device) for shape in weights),
+                mlp_lists(device),
+            ),
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("name", ["select", "attention", "mlp"])
+def test_compile_fullgraph(device, name, backend):
+    function, args = compiled_calls(device)[name]
+    expected = function(*args)
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    assert_same(compiled(*args), expected)
+    assert_same(compiled(*args), expected)
+
+
+def test_compile_with_dynamic_shapes(device):
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    for queries, keys in ((130, 90), (200, 77), (70, 150)):
+        q, k, v = (randn(1, 2, n, 64, device=device) for n in (queries, keys, keys))
+        mask = torch.rand(1, 2, -(-queries // 64), keys, device=device) < 0.3
+        args = (q, k, v, poisoned_lists(mask, 64))
+        assert_same(compiled(*args), attention(*args))
+
+
+def test_compile_sees_what_an_op_writes(device):
+    """A cache that is read before and after it is updated in place."""
+
+    def function(x, w1, w2t, columns, activations, output):
+        before = activations.sum()
+        cache = ck.MlpCache(activations, output)
+        ck.column_sparse_mlp(x, w1, None, w2t, columns, cache, activation="relu")
+        return before, activations.sum(), output * 2
+
+    x, w1, w2t = randn(2, 200, 64), randn(64, 64), randn(64, 96)
+    columns, results = mlp_lists(device), []
+    state = randn(2, 64, 200, device=device), randn(2, 200, 96, device=device)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for run in (function, compiled):
+        copies = tuple(t.clone() for t in state)
+        out = run(x.to(device), w1.to(device), w2t.to(device), columns, *copies)
+        results.append((*out, *copies))
+    assert_same(results[1], results[0])
+    assert not torch.equal(results[0][3], state[0])
+
+
+def test_compile_draws_a_fresh_seed_at_every_call(device):
+    scores = torch.rand(2, 400, device=device)
+    compiled = torch.compile(
+        lambda s: ck.select_columns(s, count=40, random_fraction=1.0).indices,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert not torch.equal(compiled(scores), compiled(scores))
+
+
+def test_meta_and_fake_tensors_give_shapes():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def shapes(result):
+        return [tuple(leaf.shape) for leaf in leaves(result)]
+
+    for function, args in compiled_calls("cpu").values():
+        expected = shapes(function(*args))
+        with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+            fake = tuple(
+                mode.from_tensor(a)
+                if isinstance(a, torch.Tensor)
+                else ck.ColumnLists(
+                    mode.from_tensor(a.indices), mode.from_tensor(a.counts), a.query_group
+                )
+                for a in args
+            )
+            assert shapes(function(*fake)) == expected
+    q = torch.empty(1, 2, 10, 64, device="meta")
+    out, lse = ck.dense_attention(q, q, q)
+    assert out.device.type == lse.device.type == "meta"
+    assert (out.shape, lse.shape) == (q.shape, q.shape[:-1])
+
+
+def test_gradients_are_refused_and_no_grad_is_enough(device):
+    q, k, v = (randn(1, 1, 70, 64, device=device) for _ in range(3))
+    k.requires_grad_()
+    with pytest.raises(
+        ck.UnsupportedError, match=r"^dense_attention: k: requires grad, and there is no backward"
+    ):
+        ck.dense_attention(q, k, v)
+    with torch.no_grad():
+        out, _ = ck.dense_attention(q, k, v)
+    assert not out.requires_grad
+    with torch.inference_mode():
+        again, _ = ck.dense_attention(q, k, v)
+    assert torch.equal(out, again)
+
+
+def test_parameters_and_subclasses_are_tensors(device):
+    class Named(torch.Tensor):
+        pass
+
+    q, k, v = (randn(1, 1, 70, 64, device=device) for _ in range(3))
+    expected = ck.dense_attention(q, k, v)
+    with torch.no_grad():
+        ours = ck.dense_attention(q.as_subclass(Named), torch.nn.Parameter(k), v)
+    assert torch.equal(ours[0].as_subclass(torch.Tensor), expected[0])
+
+
+def test_tensors_without_the_exchange_table_come_in_as_capsules(device, monkeypatch):
+    """As those of torch < 2.10."""
+    q, k, v = (randn(1, 1, 70, 64, device=device) for _ in range(3))
+    columns = attention_lists(device)
+    columns = ck.ColumnLists(columns.indices[:, :1, :2], columns.counts[:, :1, :2], 64)
+    k = torch.cat([k, k], 2)
+    v = torch.cat([v, v], 2)
+    expected = ck.column_sparse_attention(q, k, v, columns)
+    monkeypatch.setattr(torch_library, "_HAS_EXCHANGE_TABLE", False)
+    monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    with torch.no_grad():
+        k.requires_grad_()
+        ours = ck.column_sparse_attention(q, k, v, columns)
+    assert_same(ours, expected)
+
+
+def test_ops_follow_the_number_of_torch_threads(monkeypatch):
+    from chipmunk_kernels.ops import checked
+
+    seen = []
+    call = checked.call
+    monkeypatch.setattr(
+        checked, "call", lambda *a, **k: (seen.append(k["cpu_threads"]), call(*a, **k))
+    )
+    q = randn(1, 1, 70, 64)
+    for count in (1, 3):
+        with threads(count):
+            ck.dense_attention(q, q, q)
+    assert seen == [1, 3]
+
+
+@pytest.mark.gpu
+def test_ops_run_on_the_current_stream(gpu):
+    """Work that waits on a side stream is seen by an op on that stream."""
+    scores = torch.rand(64, 4096, device=gpu)
+    expected = ck.select_columns(scores, count=100)
+    stream = torch.cuda.Stream()
+    late = torch.zeros_like(scores)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(scores)
+        ours = ck.select_columns(late, count=100)
+    stream.synchronize()
+    assert_same(ours, expected)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_replays_with_other_lists(gpu):
+    scores = torch.rand(2, 3, 500, device=gpu)
+    lists = ck.select_columns(scores, mass=0.3, query_group=64)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ck.select_columns(scores, mass=0.3, out=lists)
+        mask = lists.to_mask(500)
+    for _ in range(2):
+        scores.copy_(torch.rand_like(scores))
+        graph.replay()
+        expected = ck.select_columns(scores, mass=0.3, query_group=64)
+        assert_same(lists, expected)
+        assert torch.equal(mask, expected.to_mask(500))
