@@ -42,37 +42,29 @@ std::string take_export_error() {
                 type_name(array) + (reason.empty() ? "" : " (" + reason + ")"));
 }
 
+// Of the types with a number of bits behind the name.
+const char* kind_name(uint8_t code) {
+  switch (code) {
+    case kDLInt:
+      return "int";
+    case kDLUInt:
+      return "uint";
+    case kDLFloat:
+      return "float";
+    case kDLBfloat:
+      return "bfloat";
+    case kDLComplex:
+      return "complex";
+    default:
+      return nullptr;
+  }
+}
+
 std::string dtype_name(DLDataType dtype) {
-  std::string name = [&]() -> std::string {
-    switch (dtype.code) {
-      case kDLInt:
-        return "int";
-      case kDLUInt:
-        return "uint";
-      case kDLFloat:
-        return "float";
-      case kDLBfloat:
-        return "bfloat";
-      case kDLComplex:
-        return "complex";
-      case kDLBool:
-        return "bool";
-      case kDLFloat8_e3m4:
-      case kDLFloat8_e4m3:
-      case kDLFloat8_e4m3b11fnuz:
-      case kDLFloat8_e4m3fn:
-      case kDLFloat8_e4m3fnuz:
-      case kDLFloat8_e5m2:
-      case kDLFloat8_e5m2fnuz:
-      case kDLFloat8_e8m0fnu:
-        return "float";
-      default:
-        return "DLPack type " + std::to_string(dtype.code) + " of bits ";
-    }
-  }();
-  if (dtype.code != kDLBool || dtype.bits != 8) name += std::to_string(dtype.bits);
-  if (dtype.lanes != 1) name += "x" + std::to_string(dtype.lanes);
-  return name;
+  const std::string lanes = dtype.lanes == 1 ? "" : "x" + std::to_string(dtype.lanes);
+  if (dtype.code == kDLBool) return "bool" + lanes;
+  if (const char* kind = kind_name(dtype.code)) return kind + std::to_string(dtype.bits) + lanes;
+  return std::to_string(dtype.bits) + " bits of DLPack type " + std::to_string(dtype.code) + lanes;
 }
 
 DType to_dtype(const Argument& argument, DLDataType dtype) {
@@ -112,9 +104,9 @@ TensorView to_view(const Argument& argument, const DLTensor& tensor, bool read_o
   view.read_only = read_only;
   view.rank = tensor.ndim;
   std::copy_n(tensor.shape, tensor.ndim, view.shape.begin());
-  if (tensor.strides != nullptr) {
+  if (tensor.strides != nullptr && view.numel() > 0) {
     std::copy_n(tensor.strides, tensor.ndim, view.strides.begin());
-  } else {  // allowed before DLPack 1.2: row-major
+  } else {  // null means row-major before DLPack 1.2; numpy gives empty arrays strides of 0
     int64_t stride = 1;
     for (int32_t i = view.rank - 1; i >= 0; --i) {
       view.strides[i] = stride;

@@ -5,6 +5,8 @@ same device. The package imports with numpy alone. A caller's mistake raises Val
 "op: argument: expected .., got ..".
 """
 
+import sys
+
 from chipmunk_kernels._core import CudaError, UnsupportedError
 from chipmunk_kernels.build_info import Gpu, Info, info
 from chipmunk_kernels.ops.attention import (
@@ -22,6 +24,9 @@ from chipmunk_kernels.ops.mlp import (
     column_sparse_mlp,
 )
 from chipmunk_kernels.token_order import TokenOrder
+
+if "torch" in sys.modules:  # else when an op first sees a tensor
+    from chipmunk_kernels import torch_library as torch_library
 
 __version__: str = info().version
 

@@ -2,11 +2,13 @@
 
 Every operator is an out-variant: it returns nothing and declares what it writes, so that
 torch.compile, functionalisation and CUDA graphs see the truth. `ck.*` functions allocate the
-outputs and call these. Registered on import, which happens when an op first sees a tensor.
+outputs and call these. Registered on import, which happens with that of `chipmunk_kernels` if torch
+is there by then, else when an op first sees a tensor.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,31 +74,32 @@ def _to_host(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu()
 
 
-def _on_cpu(op: str) -> Callable[..., None]:
+def _on_cpu(op: str, call: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
-        args = _exportable(args)
-        checked.call(op, args, cpu_threads=torch.get_num_threads(), to_host=_to_host)
-
-    return run
-
-
-def _on_cuda(op: str) -> Callable[..., None]:
-    def run(*args: Any) -> None:
-        stream: int | None = None
         if not _HAS_EXCHANGE_TABLE:
-            device = next(a.device for a in args if isinstance(a, Tensor) and a.is_cuda)
-            stream = torch.cuda.current_stream(device).cuda_stream
-            with torch.cuda.device(device):
-                checked.call(op, _exportable(args), stream=stream, to_host=_to_host)
-            return
-        checked.call(op, args, to_host=_to_host)
+            args = _detached(args)
+        if _core.checks_enabled():
+            checked.check(op, args, _to_host)
+        call(*args, torch.get_num_threads())
 
     return run
 
 
-def _exportable(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    if _HAS_EXCHANGE_TABLE:
-        return args
+def _on_cuda(op: str, call: Callable[..., None]) -> Callable[..., None]:
+    def run(*args: Any) -> None:
+        if _core.checks_enabled():
+            checked.check(op, args, _to_host)
+        if _HAS_EXCHANGE_TABLE:
+            call(*args)
+            return
+        device = next(a.device for a in args if isinstance(a, Tensor) and a.is_cuda)
+        with torch.cuda.device(device):
+            call(*_detached(args), stream=torch.cuda.current_stream(device).cuda_stream)
+
+    return run
+
+
+def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
 
 
@@ -114,12 +117,19 @@ def _fake(op: str, names: list[str]) -> Callable[..., None]:
     return run
 
 
+def _public_name(argument: str) -> str:
+    """What messages call an operator's argument: columns.indices, rest.lse."""
+    name = re.sub(r"^(indices|counts)$", r"columns.\1", argument)
+    return re.sub(r"^(a|b|rest|whole|selected)_(out|lse)$", r"\1.\2", name)
+
+
 def _register(op: str, schema: str) -> Callable[..., None]:
     _LIBRARY.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
     overload: Any = getattr(torch.ops.chipmunk_kernels, op).default
-    names = [argument.name for argument in overload._schema.arguments]
-    _LIBRARY.impl(op, _on_cpu(op), "CPU")
-    _LIBRARY.impl(op, _on_cuda(op), "CUDA")
+    call: Callable[..., None] = getattr(_core, op)
+    names = [_public_name(argument.name) for argument in overload._schema.arguments]
+    _LIBRARY.impl(op, _on_cpu(op, call), "CPU")
+    _LIBRARY.impl(op, _on_cuda(op, call), "CUDA")
     _torch_library.register_fake(f"chipmunk_kernels::{op}", _fake(op, names), lib=_LIBRARY)
     return overload
 
@@ -135,9 +145,9 @@ class TorchArrays:
         """Refuses what is no tensor, and tensors that want a gradient."""
         grad = torch.is_grad_enabled()
         for name, array in arrays.items():
-            if array is None:
-                continue
             if not isinstance(array, Tensor):
+                if array is None:
+                    continue
                 raise ValueError(f"{op}: {name}: expected a torch.Tensor, got {type_name(array)}")
             if grad and array.requires_grad:
                 raise _core.UnsupportedError(

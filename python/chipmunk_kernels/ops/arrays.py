@@ -205,9 +205,10 @@ def library_of(op: str, argument: str, array: Any) -> ArrayLibrary:
     """
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        from chipmunk_kernels.torch_library import TORCH
-
-        return TORCH
+        registered: Any = sys.modules.get("chipmunk_kernels.torch_library")
+        if registered is None:
+            from chipmunk_kernels import torch_library as registered
+        return registered.TORCH
     if isinstance(array, np.ndarray):
         return _NUMPY
     cupy: Any = sys.modules.get("cupy")

@@ -219,7 +219,7 @@ def _pair(op: str, name: str, part: object) -> tuple[Any, Any]:
 
 def _given(op: str, out: Any, count: int) -> list[Any]:
     """The outputs that the caller gave, None for those that are to be allocated."""
-    if not isinstance(out, (tuple, list)):
+    if out is None or not isinstance(out, (tuple, list)):
         return [out] + [None] * (count - 1)
     given = list(cast("Sequence[Any]", out))
     if len(given) != count:

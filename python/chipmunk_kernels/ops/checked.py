@@ -30,7 +30,7 @@ def call(
         to_host: copies an array to the CPU.
     """
     if _core.checks_enabled():
-        _check(op, args, to_host)
+        check(op, args, to_host)
     getattr(_core, op)(*args, cpu_threads, stream)
 
 
@@ -42,7 +42,8 @@ def validate(op: str, indices: Any, counts: Any, n: int, to_host: Callable[[Any]
         raise ValueError(str(error).replace("validate_columns", op, 1)) from None
 
 
-def _check(op: str, args: tuple[Any, ...], to_host: Callable[[Any], Any]) -> None:
+def check(op: str, args: tuple[Any, ...], to_host: Callable[[Any], Any]) -> None:
+    """Looks at the lists among the arguments of `_core.<op>`."""
     if op == "column_sparse_attention":
         _, k, _, indices, counts, *_ = args
         validate(op, indices, counts, k.shape[2], to_host)
