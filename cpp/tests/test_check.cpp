@@ -166,6 +166,10 @@ void add_overlap_tests(testing::Tests& tests) {
         {"slices that share a column", view(0, {6, 5}, {12, 1}), view(4, {6, 4}, {12, 1}), false},
         {"heads of a packed projection", view(0, {2, 6, 4}, {4, 24, 1}),
          view(8, {2, 6, 4}, {4, 24, 1}), true},
+        {"the first and last of a packed projection", view(8, {6, 4}, {12, 1}),
+         view(0, {6, 4}, {12, 1}), true},
+        {"the output before the input", view(0, {2, 6, 4}, {4, 24, 1}), view(20, {6, 4}, {24, 1}),
+         true},
         {"even and odd rows", view(0, {3, 4}, {8, 1}), view(4, {3, 4}, {8, 1}), true},
         {"even rows and all", view(0, {3, 4}, {8, 1}), view(4, {6, 4}, {4, 1}), false},
         {"backwards from the end", view(20, {3, 5}, {-5, 1}), view(0, {2, 5}, {5, 1}), true},
@@ -180,8 +184,13 @@ void add_overlap_tests(testing::Tests& tests) {
             [&] { ArgChecker("some_op").no_overlap("out", out, "q", other); });
       };
       const std::string expected = c.apart ? "" : message;
-      tests.check(got(c.out, c.other) == expected,
-                  std::string(c.name) + ": " + got(c.out, c.other));
+      for (int64_t shift = 0; shift < 32; ++shift) {  // wherever the buffer lies
+        TensorView out = c.out, other = c.other;
+        out.data = static_cast<float*>(out.data) + shift;
+        other.data = static_cast<float*>(other.data) + shift;
+        tests.check(got(out, other) == expected,
+                    std::string(c.name) + " at " + std::to_string(shift) + ": " + got(out, other));
+      }
     }
     TensorView elsewhere = cases[0].out;
     elsewhere.device = {DeviceType::kCuda, 0};

@@ -50,29 +50,32 @@ bool overlaps_itself(const TensorView& t) {
   return false;
 }
 
-// The elements of `t` within one period of `stride` bytes, as [begin, end) offsets from an address
-// that is a multiple of it away; false where they wrap or a dimension does not fit the period.
-bool within_period(const TensorView& t, int64_t stride, std::pair<int64_t, int64_t>& range) {
-  const int64_t size = size_of(t.dtype);
-  int64_t begin =
-      static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(stride));
-  int64_t end = begin + size;
+// Dimensions that step by multiples of `stride` bytes aside, the bytes that `t` covers: where they
+// begin and how many they are.
+std::pair<uintptr_t, int64_t> without_period(const TensorView& t, int64_t stride) {
+  auto begin = reinterpret_cast<uintptr_t>(t.data);
+  int64_t extent = size_of(t.dtype);
   for (int32_t i = 0; i < t.rank; ++i) {
-    const int64_t step = t.strides[i] * size;
+    const int64_t step = t.strides[i] * size_of(t.dtype);
     if (t.shape[i] <= 1 || step % stride == 0) continue;
-    (step < 0 ? begin : end) += step * (t.shape[i] - 1);
+    const int64_t reach = step * (t.shape[i] - 1);
+    if (reach < 0) begin += static_cast<uintptr_t>(reach);
+    extent += std::abs(reach);
   }
-  range = {begin, end};
-  return begin >= 0 && end <= stride;
+  return {begin, extent};
 }
 
-// Whether the two are columns of one buffer side by side, such as slices of a packed projection.
+// Whether the two are columns of one buffer side by side, such as slices of a packed projection:
+// both repeat with one period, and on the circle of that length they lie apart.
 bool interleaved_apart(const TensorView& a, const TensorView& b) {
   for (int32_t i = 0; i < a.rank; ++i) {
     const int64_t stride = std::abs(a.strides[i]) * size_of(a.dtype);
-    std::pair<int64_t, int64_t> in_a, in_b;
-    if (stride == 0 || !within_period(a, stride, in_a) || !within_period(b, stride, in_b)) continue;
-    if (in_a.second <= in_b.first || in_b.second <= in_a.first) return true;
+    if (stride == 0) continue;
+    const auto [a_begin, a_extent] = without_period(a, stride);
+    const auto [b_begin, b_extent] = without_period(b, stride);
+    const auto distance = static_cast<int64_t>(b_begin - a_begin) % stride;
+    const int64_t from_a_to_b = distance < 0 ? distance + stride : distance;
+    if (from_a_to_b >= a_extent && from_a_to_b + b_extent <= stride) return true;
   }
   return false;
 }
