@@ -1,13 +1,12 @@
 #include "cpu/attention.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 namespace chipmunk::cpu {
 namespace {
@@ -33,24 +32,6 @@ const void* at(const HeadRows<const void>& t, DType dtype, int64_t offset) {
 void* at(const HeadRows<void>& t, DType dtype, int64_t offset) {
   return static_cast<char*>(t.data) + offset * size_of(dtype);
 }
-
-// Scratch memory of each worker, on cache-line boundaries.
-class Scratch {
- public:
-  Scratch(int64_t floats_each, int workers)
-      : stride_((floats_each + 15) / 16 * 16),
-        memory_(static_cast<float*>(
-            ::operator new(sizeof(float) * static_cast<size_t>(stride_ * workers), kAlignment))) {}
-  float* of(int worker) const { return memory_.get() + stride_ * worker; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, kAlignment); }
-  };
-  int64_t stride_;
-  std::unique_ptr<float, Free> memory_;
-};
 
 // Rows of every head in groups that share a column list, each group in tiles of about equal size.
 struct Tiling {

@@ -25,6 +25,11 @@ int64_t pieces(int64_t groups, int threads, int64_t most) {
                              std::max<int64_t>(1, most));
 }
 
+// The threads that `tasks` tasks can use.
+int workers(int64_t tasks, int threads) {
+  return static_cast<int>(std::min<int64_t>(thread_count(threads), tasks));
+}
+
 int dtype_index(DType dtype) {
   return dtype == DType::kFloat32 ? 0 : dtype == DType::kBFloat16 ? 1 : 2;
 }
@@ -62,13 +67,14 @@ void column_sparse_fc1(const ColumnSparseFc1Params& p, int threads) {
   const ColumnListsParams& columns = p.columns;
   const int64_t groups = p.batch * columns.groups;
   const int64_t parts = pieces(groups, threads, columns.capacity / kLeastColumns);
-  const Scratch scratch(thread_count(threads), kernels.fc1_scratch(p.channels));
+  const Scratch scratch(kernels.fc1_scratch(p.channels), workers(groups * parts, threads));
   parallel_for(groups * parts, threads, [&](int64_t index, int worker) {
     const int64_t part = index % parts;
     const int64_t group = index / parts % columns.groups;
     const int64_t batch = index / parts / columns.groups;
     const int64_t count = columns.count(batch, 0, group);
-    const int64_t share = ceil_div(ceil_div(count, parts), kFc1Tile) * kFc1Tile;
+    const int64_t share =
+        std::max(kLeastColumns, ceil_div(ceil_div(count, parts), kFc1Tile) * kFc1Tile);
     const int64_t begin = part * share;
     if (begin >= count) return;
     const int64_t token = group * kMlpGroup;
@@ -104,7 +110,7 @@ void column_sparse_fc2(const ColumnSparseFc2Params& p, int threads) {
   const int64_t parts = std::max(pieces(groups, threads, p.out_channels / kLeastChannels),
                                  ceil_div(p.out_channels, kMostChannels));
   const int64_t share = ceil_div(ceil_div(p.out_channels, parts), kFc2Tile) * kFc2Tile;
-  const Scratch scratch(thread_count(threads), kernels.fc2_scratch(share));
+  const Scratch scratch(kernels.fc2_scratch(share), workers(groups * parts, threads));
   parallel_for(groups * parts, threads, [&](int64_t index, int worker) {
     const int64_t channel = index % parts * share;
     const int64_t group = index / parts % columns.groups;

@@ -3,27 +3,26 @@
 
 #include <cstdint>
 #include <memory>
+#include <new>
 
 namespace chipmunk::cpu {
 
-// `floats` floats for each of `workers` workers, not initialised, each share on its own cache
-// lines.
+// Scratch memory of each worker, not initialised, on cache-line boundaries.
 class Scratch {
  public:
-  Scratch(int workers, int64_t floats)
-      : stride_((floats + kLine - 1) / kLine * kLine),
-        memory_(new float[static_cast<size_t>(workers * stride_ + kLine)]) {
-    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-    const uintptr_t line = kLine * sizeof(float);
-    first_ = memory_.get() + (line - address % line) % line / sizeof(float);
-  }
-  float* of(int worker) const { return first_ + worker * stride_; }
+  Scratch(int64_t floats_each, int workers)
+      : stride_((floats_each + 15) / 16 * 16),
+        memory_(static_cast<float*>(
+            ::operator new(sizeof(float) * static_cast<size_t>(stride_ * workers), kAlignment))) {}
+  float* of(int worker) const { return memory_.get() + stride_ * worker; }
 
  private:
-  static constexpr int64_t kLine = 16;  // floats
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, kAlignment); }
+  };
   int64_t stride_;
-  std::unique_ptr<float[]> memory_;
-  float* first_;
+  std::unique_ptr<float, Free> memory_;
 };
 
 }  // namespace chipmunk::cpu
