@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from demo.words import split_words
 from PIL import Image
 
 PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
@@ -90,8 +91,6 @@ def read_entries(records: list[dict], stems: set[str]) -> list[Entry]:
     Variants of one emoji together weigh about as much as one other emoji: they are half of all
     pictures and nearly alike.
     """
-    from demo.words import split_words
-
     entries: list[Entry] = []
     for record in records:
         if record["category"] == "Flags":

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -31,11 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # built on the training machine.
 sys.path[:0] = [str(ROOT / "python" / "chipmunk_kernels"), str(ROOT / "bench")]
 
-import demo_data
-from demo import flow
-from demo.files import atomic_path
-from demo.model import DiffusionTransformer, ModelConfig, save_model
-from demo.words import PAD, Vocabulary
+import demo_data  # noqa: E402
+from demo import flow  # noqa: E402
+from demo.files import atomic_path  # noqa: E402
+from demo.model import DiffusionTransformer, ModelConfig, save_model  # noqa: E402
+from demo.words import PAD, Vocabulary  # noqa: E402
 
 PROMPTS = [
     "red apple",
@@ -211,7 +213,7 @@ class Trainer:
                 "stages": args.stages,
                 "seed": args.seed,
                 "pictures": len(data.entries),
-                "words": hash_words(self.captions.vocabulary),
+                "words": _hash(self.captions.vocabulary),
             }
         )
 
@@ -229,12 +231,8 @@ class Trainer:
         return self.args.lr * max(min(up + 1e-2, down, 1.0), 0.0)
 
     def _enter_stage(self) -> Stage:
-        end = 0.0
-        index = 0
-        for index, stage in enumerate(self.stages):
-            end += stage.share
-            if self.progress < end:
-                break
+        ends = itertools.accumulate(stage.share for stage in self.stages)
+        index = min(sum(self.progress >= end for end in ends), len(self.stages) - 1)
         if index != self.stage:
             self.stage, self.stage_step = index, 0
         return self.stages[self.stage]
@@ -331,10 +329,8 @@ class Trainer:
             steps=self.args.sample_steps,
             guidance=self.args.guidance,
         )
-        x = start
         with torch.no_grad(), torch.autocast(self.device.split(":")[0], torch.bfloat16):
-            for step in steps:
-                x = step.x
+            *_, x = steps
         pixels = flow.to_pixels(x)
         columns = min(8, len(pixels))
         grid = Image.new(
@@ -357,9 +353,7 @@ def _shrink(pixels: Tensor, resolution: int) -> Tensor:
     return torch.cat(chunks)
 
 
-def hash_words(vocabulary: Vocabulary) -> str:
-    import hashlib
-
+def _hash(vocabulary: Vocabulary) -> str:
     return hashlib.sha256(" ".join(vocabulary.words).encode()).hexdigest()[:16]
 
 

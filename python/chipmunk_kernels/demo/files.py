@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike[str]) -> Generator[Path]:
     """Gives a temporary path in the target's folder and renames it to `target` on success.
 
     A program killed inside the block leaves the old target as it was; an exception also removes

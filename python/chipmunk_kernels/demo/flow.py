@@ -7,7 +7,6 @@ predicts the velocity ``noise - picture``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,14 +46,6 @@ def noise(seeds: list[int], resolution: int, device: torch.device | str = "cpu")
     return torch.stack(draws).to(device)
 
 
-class Step(NamedTuple):
-    """What one step gives: its number from 0, the state after it and the velocity it used."""
-
-    index: int
-    x: Tensor
-    velocity: Tensor
-
-
 def integrate(
     conditional: Model,
     unconditional: Model,
@@ -63,8 +54,8 @@ def integrate(
     *,
     steps: int,
     guidance: float,
-) -> Iterator[Step]:
-    """Euler steps from noise to picture with classifier-free guidance, one `Step` at a time.
+) -> Iterator[Tensor]:
+    """Euler steps from noise to picture with classifier-free guidance; gives the state after each.
 
     `conditional` and `unconditional` are the same network behind two entries, so that a caller can
     tell the branches apart. start ``[B, 3, R, R]``; words ``[B, L]``. The state is float32.
@@ -79,7 +70,7 @@ def integrate(
             without = unconditional(x, t, empty).float()
             velocity = without + guidance * (velocity - without)
         x = x + (times[index + 1] - times[index]).item() * velocity
-        yield Step(index, x, velocity)
+        yield x
 
 
 def to_pixels(x: Tensor) -> Tensor:

@@ -14,15 +14,22 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
 from .files import atomic_path
 from .words import PAD, Vocabulary
+
+if TYPE_CHECKING:
+    from chipmunk_kernels import TokenOrder
+
+_READER: Any = safetensors  # whose own types are partly unknown
+_WRITER: Any = safetensors_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +157,7 @@ class DiffusionTransformer(nn.Module):
         self.modulation = nn.Linear(config.condition_width, (6 * config.depth + 2) * width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.patch_out = nn.Linear(width, patch_values)
+        self.order: TokenOrder | None = None  # of the tokens inside the blocks
         self._initialise()
 
     def _initialise(self) -> None:
@@ -186,8 +194,13 @@ class DiffusionTransformer(nn.Module):
         angles = F.pad(angles, (0, 0, 0, words.shape[1]))  # words have no place: angle 0
         cos, sin = angles.cos(), angles.sin()
         tokens = torch.cat([picture, caption.to(picture.dtype)], dim=1)
+        if self.order is not None:
+            tokens = self.order.apply(tokens, 1)
+            cos, sin = self.order.apply(cos, 0), self.order.apply(sin, 0)
         for i, block in enumerate(self.blocks):
             tokens = block(tokens, modulation[:, 6 * i : 6 * i + 6], cos, sin)
+        if self.order is not None:
+            tokens = self.order.restore(tokens, 1)
         scale, shift = modulation[:, -2:, None].unbind(1)
         tokens = F.layer_norm(tokens[:, : rows * columns], (config.width,), eps=1e-6)
         out = self.patch_out(tokens * (1 + scale) + shift)
@@ -219,7 +232,7 @@ def save_model(
         **notes,
     }
     with atomic_path(target) as path:
-        safetensors.torch.save_file(tensors, path, metadata)
+        _WRITER.save_file(tensors, path, metadata)
 
 
 def load_model(
@@ -231,9 +244,9 @@ def load_model(
     """Model, vocabulary and trained resolution from a file of `save_model`; None means the file
     shipped with the package."""
     path = Path(source) if source is not None else Path(__file__).with_name("weights.safetensors")
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with _READER.safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata()
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in [*file.keys()]}
     model = DiffusionTransformer(ModelConfig(**json.loads(metadata["config"])))
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
