@@ -185,7 +185,7 @@ class DiffusionTransformer(nn.Module):
         picture = self.patch_in(patches.reshape(batch, rows * columns, -1))
         caption = self.words(words)
         present = (words != PAD).unsqueeze(-1)
-        pooled = (caption * present).sum(1) / present.sum(1).clamp(min=1).sqrt()
+        pooled = (caption * present).sum(1) / present.sum(1).clamp(min=1).to(caption.dtype).sqrt()
         condition = F.silu(self.time(self._time_features(t)) + self.caption(pooled))
         condition = F.silu(self.condition(condition))
         modulation = self.modulation(condition).view(batch, -1, config.width)
