@@ -16,7 +16,7 @@ from . import flow, report
 from .model import load_model
 from .sample import Sampler, Settings, draw_all
 
-DEFAULT_PROMPTS = ("hamburger", "house with garden")
+DEFAULT_PROMPTS = ("hamburger",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,15 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help=f"what to draw, repeatable; default: {', '.join(DEFAULT_PROMPTS)}",
     )
-    parser.add_argument("--steps", type=int, default=24, help="denoising steps, default 24")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps, default 20")
     parser.add_argument(
         "--columns", type=float, default=0.1, help="share of the keys kept per query group"
     )
     parser.add_argument(
         "--units", type=float, default=0.3, help="share of the hidden units recomputed"
     )
-    parser.add_argument("--full-every", type=int, default=6, help="every so many steps is full")
-    parser.add_argument("--dense-layers", type=int, default=1, help="first layers kept dense")
+    parser.add_argument("--full-every", type=int, default=5, help="every so many steps is full")
+    parser.add_argument("--dense-layers", type=int, default=0, help="first layers kept dense")
     parser.add_argument("--guidance", type=float, default=2.5, help="1 is without guidance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resolution", type=int, help="pixels a side; default: as trained, 128")
