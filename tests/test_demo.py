@@ -384,9 +384,14 @@ def test_atomic_path_replaces_on_success_only(tmp_path: Path) -> None:
     with atomic_path(target) as part:
         assert part.suffix == ".txt"
         part.write_text("good")
-    with pytest.raises(RuntimeError, match="midway"), atomic_path(target) as part:
-        part.write_text("half")
-        raise RuntimeError("midway")
+
+    def fail_midway() -> None:
+        with atomic_path(target) as part:
+            part.write_text("half")
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        fail_midway()
     assert target.read_text() == "good"
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
 
