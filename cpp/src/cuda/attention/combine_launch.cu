@@ -1,7 +1,4 @@
-// merge_attention and rest_of_attention: the softmax algebra of two parts, row by row.
-//
-// Eight lanes share a row, so that every read of its lse comes before the write even where the
-// result is one of the arguments.
+// merge_attention and rest_of_attention: the softmax algebra of two parts. Eight lanes share a row.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -34,8 +31,11 @@ struct Merge {
   static __device__ Weights weights(float a, float b) {
     if (a == -INFINITY && b == -INFINITY) return {0.0f, 0.0f, -INFINITY};
     const float top = a >= b ? a : b, low = a >= b ? b : a;  // NaN ends in one of them
-    const float lse = top + log1pf(expf(low - top));
-    return {a == -INFINITY ? 0.0f : expf(a - lse), b == -INFINITY ? 0.0f : expf(b - lse), lse};
+    // Not by exp(a - lse): the rounding of a large lse would show in the weights.
+    const float ratio = expf(low - top);
+    const float of_top = 1.0f / (1.0f + ratio), of_low = ratio * of_top;
+    const float lse = top + log1pf(ratio);
+    return {a >= b ? of_top : of_low, a >= b ? of_low : of_top, lse};
   }
   static __device__ float apply(const Weights& w, float a, float b) {
     return scaled(w.a, a) + scaled(w.b, b);
@@ -68,14 +68,10 @@ __global__ void __launch_bounds__(combine::kThreads)
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kLanesPerRow;
   for (int64_t bh = blockIdx.y; bh < p.batch * p.heads; bh += gridDim.y) {
     const int64_t batch = bh / p.heads, head = bh % p.heads;
-    const bool live = row < p.queries;
-    Weights weights{0.0f, 0.0f, -INFINITY};
-    if (live) {
-      weights = Rule::template weights<T>(p.a_lse.data[p.a_lse.offset(batch, head, row)],
-                                          p.b_lse.data[p.b_lse.offset(batch, head, row)]);
-    }
-    __syncwarp();
-    if (!live) continue;
+    if (row >= p.queries) continue;
+    const Weights weights =
+        Rule::template weights<T>(p.a_lse.data[p.a_lse.offset(batch, head, row)],
+                                  p.b_lse.data[p.b_lse.offset(batch, head, row)]);
     if (lane == 0) p.lse.data[p.lse.offset(batch, head, row)] = weights.lse;
     const T* a = static_cast<const T*>(p.a_out.data) + p.a_out.offset(batch, head, row);
     const T* b = static_cast<const T*>(p.b_out.data) + p.b_out.offset(batch, head, row);

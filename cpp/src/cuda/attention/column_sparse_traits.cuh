@@ -1,0 +1,85 @@
+// Types, tile shapes and the shared-memory plan of column-sparse attention.
+#pragma once
+
+// Without it CuTe makes up a product 112 wide of narrow ones.
+#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED
+#include <cutlass/bfloat16.h>
+#include <cutlass/half.h>
+
+#include <cute/tensor.hpp>
+
+#include "cuda/attention/column_sparse_params.h"
+#include "cuda/attention/tile_config.h"
+#include "cuda/device/barriers.cuh"
+#include "cuda/device/gather.cuh"
+
+namespace chipmunk::cuda {
+
+// A tile with at least one key to look at, as the producer hands it to the consumers.
+struct alignas(16) Work {
+  int32_t batch, head, first_row;
+  int32_t count;  // of the list; 0: no more tiles
+};
+
+template <class Element_, int kHeadDim_, int kWarpgroups_>
+struct ColumnSparseTraits {
+  using Element = Element_;  // __nv_bfloat16 or __half
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kWarpgroups = kWarpgroups_;
+
+  static constexpr TileConfig kConfig = column_sparse_config(kHeadDim, kWarpgroups);
+  static constexpr int kQueries = kConfig.query_rows();
+  static constexpr int kKeys = kConfig.keys;
+  static constexpr int kStages = kConfig.stages;
+  static constexpr int kThreads = kConfig.threads();
+  static constexpr int kPadded = padded_head_dim(kHeadDim);
+
+  static constexpr int kWorkSlots = 4;
+
+  using MmaElement =
+      std::conditional_t<std::is_same_v<Element, __half>, cutlass::half_t, cutlass::bfloat16_t>;
+  using KMajor = cute::GMMA::Layout_K_SW128_Atom<MmaElement>;
+  using MnMajor = cute::GMMA::Layout_MN_SW128_Atom<MmaElement>;
+  using LayoutQ = decltype(cute::tile_to_shape(
+      KMajor{}, cute::Shape<cute::Int<64>, cute::Int<kPadded>>{}));  // (rows, dim), a warpgroup's
+  using LayoutK = decltype(cute::tile_to_shape(
+      KMajor{}, cute::Shape<cute::Int<kKeys>, cute::Int<kPadded>, cute::Int<kStages>>{}));
+  // The bytes of LayoutK, read as (dim, keys, stages).
+  using LayoutV = decltype(cute::tile_to_shape(
+      MnMajor{}, cute::Shape<cute::Int<kPadded>, cute::Int<kKeys>, cute::Int<kStages>>{},
+      cute::Step<cute::_2, cute::_1, cute::_3>{}));
+
+  using MmaQK = decltype(cute::make_tiled_mma(
+      cute::GMMA::ss_op_selector<MmaElement, MmaElement, float,
+                                 cute::Shape<cute::_64, cute::Int<kKeys>, cute::_16>>()));
+  using MmaPV = decltype(cute::make_tiled_mma(
+      cute::GMMA::rs_op_selector<MmaElement, MmaElement, float,
+                                 cute::Shape<cute::_64, cute::Int<kPadded>, cute::_16>,
+                                 cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
+
+  using RowGather = Gather<kKeys, kHeadDim>;
+  static_assert(RowGather::kTileBytes == 2 * kKeys * kPadded);
+
+  // Barriers, one of each per stage, and per warpgroup for `queries`:
+  //
+  // | barrier      | arrive                                   | wait      | count            |
+  // |--------------|------------------------------------------|-----------|------------------|
+  // | k/v_full     | every producer thread's copies, by noinc | consumers | 128              |
+  // | k/v_empty    | a lane of each consumer warp             | producer  | 4 * kWarpgroups  |
+  // | queries_full | the copy engine, after one thread's ask  | warpgroup | 1 + bytes        |
+  // | work_full    | producer thread 0                        | consumers | 1                |
+  // | work_empty   | a lane of each consumer warp             | producer  | 4 * kWarpgroups  |
+  struct alignas(1024) Shared {
+    alignas(1024) MmaElement q[kWarpgroups][64 * kPadded];
+    alignas(1024) MmaElement k[kStages * kKeys * kPadded];
+    alignas(1024) MmaElement v[kStages * kKeys * kPadded];
+    Barrier k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+    TransactionBarrier queries_full[kWarpgroups];
+    Barrier work_full[kWorkSlots], work_empty[kWorkSlots];
+    Work work[kWorkSlots];
+  };
+  static constexpr int kSharedBytes = static_cast<int>(sizeof(Shared));
+  static_assert(kSharedBytes <= 227 * 1024);
+};
+
+}  // namespace chipmunk::cuda
