@@ -28,8 +28,17 @@ struct ColumnSelection {
   uint64_t seed = 0;
 };
 
-// Fills `columns` with each row's best columns. `always`: columns that are selected whatever their
-// score. `columns.query_group` is not used.
+// Fills `columns` with each row's best columns. The columns of a row are ranked: those of `always`
+// first, and both kinds by descending score, ties to the lower column; a NaN ranks as -inf does.
+//   by count  max(count, min_count, number of `always`) columns, the share random_fraction of them
+//             drawn (as far as `always` leaves room) and the others from the front of the ranking
+//   by mass   the shortest front of the ranking that holds all `always` columns, min_count columns
+//             and weights of at least mass times the row's total, summed in double; a weight is the
+//             score, or 0 if that is negative or NaN. The share random_fraction of their number is
+//             drawn besides
+// All numbers are clamped to n, max_count and the lists' capacity. Columns are drawn from those not
+// taken by rank: the ones with the smallest splitmix64(splitmix64(seed) ^ (row << 32 | column)).
+// Lists are ascending; entries past the count are unspecified. `columns.query_group` is not used.
 //   scores   [*lead, groups, n] float32, bfloat16 or float16
 //   always   broadcastable to scores, bool (strides may be 0), or null
 CHIPMUNK_API void select_columns(const TensorView& scores, const TensorView* always,
