@@ -58,7 +58,7 @@ class _Source:
             for file in sorted(path.rglob("*")):
                 if wanted(file.name):
                     self.files[file.name] = file.read_bytes
-        elif path.is_file():
+        elif path.is_file() and tarfile.is_tarfile(path):
             with tarfile.open(path) as archive:
                 for member in archive:
                     name = Path(member.name).name
