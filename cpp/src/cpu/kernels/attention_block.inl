@@ -21,8 +21,6 @@ constexpr int kPanelVectors = 2;
 constexpr int kRows = kVectorRegisters >= 32 ? 8 : 4;
 static_assert(kBlock % kRows == 0 && 8 % kRows == 0, "whole steps");
 
-inline Vf max(Vf a, Vf b) { return a > b ? a : b; }  // b where either is NaN
-
 // s^T of `n` columns, n <= kBlock rounded up to whole steps: `rows` holds a readable pointer for
 // every column of the last step. largest[w]: maximum over the columns; NaN scores do not count.
 template <int W>
@@ -144,6 +142,21 @@ inline void gather_rows(Type type, const void* data, int64_t stride, const Atten
         row_as_floats(type, base + column * stride, tile.head_dim, scratch + j * tile.head_dim);
   }
   for (int j = n; j % kRows != 0; ++j) rows[j] = rows[n - 1];
+}
+
+// Asks for the listed rows of a block, into L2: their addresses are as good as random, so that no
+// prefetcher finds them. 5% at 90% sparsity (Zen 4, 2 x 4096 x 64); into L1, nothing.
+template <class Type>
+inline void prefetch_rows(Type, const void* data, int64_t stride, const AttentionTile& tile,
+                          int64_t first) {
+  if (tile.columns == nullptr) return;
+  const auto* const base = (const typename Type::Storage*)data;
+  const int64_t end = first + kBlock < tile.count ? first + kBlock : tile.count;
+  constexpr int kStep = 64 / sizeof(*base);
+  for (int64_t j = first; j < end; ++j) {
+    const auto* const row = base + tile.columns[j] * stride;
+    for (int d = 0; d < tile.head_dim; d += kStep) __builtin_prefetch(row + d, 0, 2);
+  }
 }
 
 }  // namespace

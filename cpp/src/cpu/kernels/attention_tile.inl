@@ -259,6 +259,8 @@ void attend(const AttentionTile& tile) {
     const int n = tile.count - column < kBlock ? (int)(tile.count - column) : kBlock;
     gather_rows(Type{}, tile.k, tile.k_stride, tile, column, n, scratch.keys, keys);
     gather_rows(Type{}, tile.v, tile.v_stride, tile, column, n, scratch.values, values);
+    prefetch_rows(Type{}, tile.k, tile.k_stride, tile, column + kBlock);
+    prefetch_rows(Type{}, tile.v, tile.v_stride, tile, column + kBlock);
     for_each_panel(tile.queries, [&]<int W>(int first) {
       Vf largest[W], decay[W];
       panel_scores<W>(tile, scratch, first, keys, n, largest);
