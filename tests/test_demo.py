@@ -24,7 +24,14 @@ from chipmunk_kernels.demo.model import (
     load_model,
     save_model,
 )
-from chipmunk_kernels.demo.sample import Run, Sampler, Settings, equal_time_steps, make_sparse
+from chipmunk_kernels.demo.sample import (
+    Run,
+    Sampler,
+    Settings,
+    draw_all,
+    equal_time_steps,
+    make_sparse,
+)
 from chipmunk_kernels.demo.words import PAD, Vocabulary
 
 VOCABULARY = Vocabulary(["apple", "cat", "face", "green", "red"])
@@ -317,6 +324,24 @@ def run_of(key: str, milliseconds: list[float], states: list[torch.Tensor]) -> R
     return Run(key, key, len(states), states, milliseconds, full)
 
 
+def test_progress_announces_every_step_it_takes(model: DiffusionTransformer) -> None:
+    announced: list[int] = []
+    titles: list[str] = []
+    chosen = settings(resolution=16)
+    draw_all(
+        Sampler(
+            model,
+            chosen,
+            words_of(*chosen.prompts),
+            announce=announced.append,
+            advance=titles.append,
+        )
+    )
+    assert announced[0] == 5 * chosen.steps
+    assert sum(announced) == len(titles)
+    assert titles[0] == "dense"
+
+
 def test_equal_time_steps() -> None:
     state = [torch.zeros(1, 3, 16, 16)] * 4
     dense = run_of("dense", [100.0] * 4, state)
@@ -339,6 +364,10 @@ def test_rows_hold_the_numbers_of_the_runs() -> None:
     assert (base.psnr, base.speed_up, base.error_per_step) == (None, 1, None)
     assert (sparse.ms_per_step, sparse.ms_full_step, sparse.ms_sparse_step) == (20, 30, 10)
     assert sparse.speed_up == 2.5
+    assert report.legend([base, sparse]).endswith(
+        "A dense step takes 50 ms, a full step of the column-sparse run 30 ms, "
+        "a sparse one 10 ms (5.00x)."
+    )
     assert sparse.psnr == pytest.approx(10 * math.log10(65025 / 100))
     assert sparse.foreground_psnr == sparse.psnr
     assert sparse.error_per_step is not None

@@ -125,15 +125,20 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     words = torch.tensor(ids, device=device)
     _warm_up(model, words)
-    with tqdm(total=settings.steps * (5 if settings.controls else 2), unit="step") as bar:
+    with tqdm(total=0, unit="step") as bar:
+
+        def announce(steps: int) -> None:
+            bar.total += steps
 
         def advance(title: str) -> None:
             bar.set_description(title, refresh=False)
             bar.update()
 
-        runs = draw_all(Sampler(model, settings, words, advance))
+        runs = draw_all(Sampler(model, settings, words, announce=announce, advance=advance))
     path = report.write(arguments.out, settings, runs, facts)
-    print(report.table(report.rows(runs)))
+    lines = report.rows(runs)
+    print(report.table(lines))
+    print(report.legend(lines))
     print(report.CAVEAT)
     print(f"wrote {path} and error_per_step.png, results.json beside it")
 

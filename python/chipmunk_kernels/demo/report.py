@@ -117,6 +117,24 @@ def table(lines: Sequence[Row]) -> str:
     return "\n".join(text)
 
 
+def legend(lines: Sequence[Row]) -> str:
+    """What the table's columns mean, and what one sparse step takes."""
+    dense, sparse = lines[0], lines[1]
+    text = [
+        "PSNR, fg PSNR (pixels that are not white) and SSIM are against the dense pictures.",
+        "columns, units: share of keys read and of hidden units recomputed on a sparse step;",
+        "mass: share of the softmax weight that the chosen keys held when they were chosen.",
+        "'no rest cache' drops the attention's cache only; the MLP keeps its own.",
+    ]
+    if sparse.ms_full_step is not None and sparse.ms_sparse_step is not None:
+        text.append(
+            f"A dense step takes {dense.ms_per_step:.0f} ms, a full step of the column-sparse run "
+            f"{sparse.ms_full_step:.0f} ms, a sparse one {sparse.ms_sparse_step:.0f} ms "
+            f"({dense.ms_per_step / sparse.ms_sparse_step:.2f}x)."
+        )
+    return "\n".join(text)
+
+
 def _number(value: float | None, form: str) -> str:
     if value is None:
         return "-"

@@ -130,13 +130,16 @@ class Sampler:
         model: DiffusionTransformer,
         settings: Settings,
         words: Tensor,
+        *,
+        announce: Callable[[int], None] = lambda steps: None,
         advance: Callable[[str], None] = lambda title: None,
     ) -> None:
-        """`words` are the prompts' ids ``[B, word_slots]``, on the model's device; `advance` is
-        called with the run's title after every step."""
+        """`words` are the prompts' ids ``[B, word_slots]``, on the model's device. `announce` is
+        told of so many further steps to come, `advance` the run's title after every step."""
         self.model = model
         self.settings = settings
         self.words = words
+        self.announce = announce
         self.advance = advance
         seeds = [settings.seed + i for i in range(len(settings.prompts))]
         self.start = flow.noise(seeds, settings.resolution, words.device)
@@ -212,6 +215,7 @@ def draw_all(sampler: Sampler) -> list[Run]:
     The last control is dense with as many steps as fit into the column-sparse run's time.
     """
     settings = sampler.settings
+    sampler.announce((5 if settings.controls else 2) * settings.steps)
     dense = sampler.dense("dense", "dense", settings.steps)
     sparse = sampler.sparse("sparse", "column-sparse", settings.config())
     runs = [dense, sparse]
@@ -224,6 +228,7 @@ def draw_all(sampler: Sampler) -> list[Run]:
         for key, title, changes in controls:
             runs.append(sampler.sparse(key, title, settings.config(**changes)))
         steps = equal_time_steps(dense, sparse)
+        sampler.announce(steps)
         runs.append(sampler.dense("fewer", f"dense, {steps} steps", steps))
     return runs
 
