@@ -35,21 +35,25 @@ def alternate(
         warmup: rounds before those.
 
     Returns:
-        For each name `median_ms`, `min_ms` and `max_ms`.
+        For each name `median_ms`, `min_ms` and `max_ms` of wall-clock time, and `median_cpu_ms`,
+        the processor time of all threads: the one to look at where others use the machine.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
+    cpu_times: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(warmup + rounds):
         for name, run in variants.items():
-            start = time.perf_counter()
+            cpu_start, start = time.process_time(), time.perf_counter()
             run()
-            elapsed = time.perf_counter() - start
+            elapsed, cpu_elapsed = time.perf_counter() - start, time.process_time() - cpu_start
             if index >= warmup:
                 times[name].append(elapsed * 1e3)
+                cpu_times[name].append(cpu_elapsed * 1e3)
     return {
         name: {
             "median_ms": round(statistics.median(values), 4),
             "min_ms": round(min(values), 4),
             "max_ms": round(max(values), 4),
+            "median_cpu_ms": round(statistics.median(cpu_times[name]), 4),
         }
         for name, values in times.items()
     }
