@@ -229,3 +229,24 @@ def mlp_cases(device: str) -> st.SearchStrategy[MlpCase]:
         seed=st.integers(0, 2**31),
         threads=st.sampled_from([1, 2, 3]),
     )
+
+
+def some_attention(
+    device: str = "cpu", dtype: torch.dtype = torch.bfloat16, queries: int = 130, keys: int = 90
+) -> tuple[Tensor, Tensor, Tensor, ck.ColumnLists]:
+    """q, k, v and lists, where the sizes do not matter."""
+    q = torch.randn(2, 4, queries, 64, device=device).to(dtype)
+    k, v = (torch.randn(2, 2, keys, 64, device=device).to(dtype) for _ in range(2))
+    mask = torch.rand(2, 4, -(-queries // 64), keys, device=device) < 0.3
+    return q, k, v, poisoned_lists(mask, 64)
+
+
+def some_mlp(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, tokens: int = 200):
+    """x, w1, b1, w2t, lists and cache, where the sizes do not matter."""
+
+    def randn(*shape):
+        return torch.randn(*shape, device=device).to(dtype)
+
+    columns = poisoned_lists(torch.rand(2, -(-tokens // 128), 48, device=device) < 0.3, 128)
+    cache = ck.MlpCache(randn(2, 48, tokens), randn(2, tokens, 64))
+    return randn(2, tokens, 64), randn(48, 64), randn(48), randn(48, 64), columns, cache

@@ -370,61 +370,11 @@ def test_nothing_is_written_before_an_error():
     assert (lse == 7).all()
 
 
-class FromAnotherWorld:
-    """An array on a device that nobody here has."""
-
-    def __dlpack_device__(self):
-        return (10, 0)  # ROCm
-
-    def __dlpack__(self, **options):
-        raise AssertionError
-
-
-class FakeCuda(FromAnotherWorld):
-    """Says that it is on a GPU, and whether it was told which stream to order its work before."""
-
-    stream: object = "not asked"
-
-    def __dlpack_device__(self):
-        return (2, 0)
-
-    def __dlpack__(self, *, stream=None, **options):
-        self.stream = stream
-        raise BufferError("no such memory")
-
-
-def test_other_devices_are_unsupported():
-    with pytest.raises(ck.UnsupportedError) as error:
-        _core.validate_columns(FromAnotherWorld(), i32(1), 3)
-    assert str(error.value) == (
-        "validate_columns: columns.indices: arrays on DLPack device type 10 are not supported; "
-        "expected the CPU or a CUDA device"
-    )
-
-
-@pytest.mark.parametrize(("given", "asked"), [(None, 1), (0, 1), (12345, 12345)])
-def test_capsules_are_asked_for_with_the_stream(given, asked):
-    """DLPack's own number for the legacy default stream is 1."""
-    array = FakeCuda()
-    with pytest.raises(ValueError, match=r"got FakeCuda \(no such memory\)"):
-        _core.columns_to_mask(array, i32(1), i32(1), 0, given)
-    assert array.stream == asked
-
-
 def test_errors_have_the_promised_types():
     assert issubclass(ck.UnsupportedError, NotImplementedError)
     assert issubclass(ck.CudaError, RuntimeError)
     assert ck.UnsupportedError.__module__ == "chipmunk_kernels"
     assert "cannot serve" in (ck.UnsupportedError.__doc__ or "")
-
-
-def test_other_exceptions_of_a_producer_pass_through():
-    class Interrupted(FromAnotherWorld):
-        def __dlpack_device__(self):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        _core.validate_columns(Interrupted(), i32(1), 3)
 
 
 BAD_INDICES = ck.ColumnLists(i32(1, 4, 2, 5) + 50, i32(1, 4, 2) + 1, 64)

@@ -25,14 +25,14 @@ struct Argument {
 
 std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
-// Takes the pending Python exception as text. Other exceptions than these three say nothing about
-// the array (KeyboardInterrupt, MemoryError, ..) and pass through.
+// Takes the pending Python exception as text. Exceptions that say nothing about the array
+// (KeyboardInterrupt, MemoryError, ..) pass through.
 std::string take_export_error() {
   py::error_already_set error;
-  if (!error.matches(PyExc_BufferError) && !error.matches(PyExc_TypeError) &&
-      !error.matches(PyExc_RuntimeError) && !error.matches(PyExc_ValueError)) {
-    throw error;
-  }
+  const auto refusals = {PyExc_BufferError, PyExc_TypeError, PyExc_ValueError, PyExc_RuntimeError,
+                         PyExc_AttributeError};
+  const auto matches = [&](PyObject* kind) { return error.matches(kind); };
+  if (std::none_of(refusals.begin(), refusals.end(), matches)) throw error;
   return py::str(error.value()).cast<std::string>();
 }
 
@@ -117,11 +117,27 @@ TensorView to_view(const Argument& argument, const DLTensor& tensor, bool read_o
   return view;
 }
 
+// Python strings and tuples for the calls below, made once and never freed.
+struct Names {
+  PyObject* exchange_api = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
+  PyObject* dlpack = PyUnicode_InternFromString("__dlpack__");
+  PyObject* device = PyUnicode_InternFromString("__dlpack_device__");
+  PyObject* stream_only = Py_BuildValue("(s)", "stream");
+  PyObject* version_only = Py_BuildValue("(s)", "max_version");
+  PyObject* version_and_stream = Py_BuildValue("(ss)", "max_version", "stream");
+  PyObject* version = Py_BuildValue("(ii)", DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION);
+};
+
+const Names& names() {
+  static const Names names;
+  return names;
+}
+
 // The C exchange table of the array's type; null where it has none that this code understands.
 const DLPackExchangeAPI* exchange_api(py::handle array) {
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(array.ptr()));
   const auto capsule =
-      py::reinterpret_steal<py::object>(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
+      py::reinterpret_steal<py::object>(PyObject_GetAttr(type, names().exchange_api));
   if (!capsule) {
     PyErr_Clear();
     return nullptr;
@@ -136,41 +152,42 @@ const DLPackExchangeAPI* exchange_api(py::handle array) {
   return api != nullptr && api->dltensor_from_py_object_no_sync != nullptr ? api : nullptr;
 }
 
+// array.name(**{keywords[i]: values[i]}); null with an exception set where it fails. Up to two.
+py::object call_method(py::handle array, PyObject* name, PyObject* keywords = nullptr,
+                       PyObject* first = nullptr, PyObject* second = nullptr) {
+  PyObject* const args[] = {array.ptr(), first, second};
+  return py::reinterpret_steal<py::object>(PyObject_VectorcallMethod(name, args, 1, keywords));
+}
+
 // Which `__dlpack__(stream=..)` orders the producer's work before ours: numbers 0 to 2 have a
 // meaning of their own for CUDA, 1 that of the legacy default stream, whose handle is null.
 py::int_ protocol_stream(OptionalStream stream) {
   return py::int_(stream.value_or(0) == 0 ? uintptr_t{1} : *stream);
 }
 
+bool is_cuda(const Argument& argument, py::handle array) {
+  const py::object device = call_method(array, names().device);
+  if (!device) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) fail_export(argument, array);
+    PyErr_Clear();
+    argument.fail("an array that DLPack can share", type_name(array));
+  }
+  const auto type = py::object(device[py::int_(0)]).cast<int32_t>();
+  return to_device(argument, {static_cast<DLDeviceType>(type), 0}).type == DeviceType::kCuda;
+}
+
 // The capsule of `array.__dlpack__`, in the newest version that the producer offers.
 py::object export_capsule(const Argument& argument, py::handle array, OptionalStream stream) {
-  const auto attribute = [&](const char* name) {
-    auto method = py::reinterpret_steal<py::object>(PyObject_GetAttrString(array.ptr(), name));
-    if (!method) {
-      PyErr_Clear();
-      argument.fail("an array that DLPack can share", type_name(array));
-    }
-    return method;
-  };
-  const py::object export_method = attribute("__dlpack__");
-  const py::object device_method = attribute("__dlpack_device__");
-  const auto call = [](const py::object& method, const py::dict& kwargs) {
-    return py::reinterpret_steal<py::object>(
-        PyObject_Call(method.ptr(), py::tuple().ptr(), kwargs.ptr()));
-  };
-  const py::object device = call(device_method, {});
-  if (!device) fail_export(argument, array);
-  const auto type = py::int_(py::object(device[py::int_(0)])).cast<int32_t>();
-  py::dict kwargs;
-  if (to_device(argument, {static_cast<DLDeviceType>(type), 0}).type == DeviceType::kCuda) {
-    kwargs["stream"] = protocol_stream(stream);
-  }
-  kwargs["max_version"] = py::make_tuple(DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION);
-  py::object capsule = call(export_method, kwargs);
+  const Names& n = names();
+  py::object on_stream;
+  if (is_cuda(argument, array)) on_stream = protocol_stream(stream);
+  py::object capsule =
+      on_stream ? call_method(array, n.dlpack, n.version_and_stream, n.version, on_stream.ptr())
+                : call_method(array, n.dlpack, n.version_only, n.version);
   if (!capsule && PyErr_ExceptionMatches(PyExc_TypeError)) {  // older than DLPack 1.0
     PyErr_Clear();
-    PyDict_DelItemString(kwargs.ptr(), "max_version");
-    capsule = call(export_method, kwargs);
+    capsule = on_stream ? call_method(array, n.dlpack, n.stream_only, on_stream.ptr())
+                        : call_method(array, n.dlpack);
   }
   if (!capsule) fail_export(argument, array);
   return capsule;
@@ -196,7 +213,7 @@ TensorView view_of_capsule(const Argument& argument, const py::object& capsule) 
 
 // numpy has bfloat16 through ml_dtypes, which its DLPack does not know: lend those bits as float16.
 py::object bfloat16_bits_of_numpy(py::handle array) {
-  if (type_name(array) != "numpy.ndarray") return {};
+  if (std::string_view(Py_TYPE(array.ptr())->tp_name) != "numpy.ndarray") return {};
   const py::object dtype = array.attr("dtype");
   if (dtype.attr("kind").cast<std::string_view>() != "V") return {};  // not one of numpy's own
   if (dtype.attr("name").cast<std::string_view>() != "bfloat16") return {};

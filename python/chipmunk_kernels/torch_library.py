@@ -161,11 +161,12 @@ class TorchArrays:
     def empty(self, shape: tuple[int, ...], dtype: str | None, like: Tensor) -> Tensor:
         """See `ArrayLibrary`."""
         chosen = like.dtype if dtype is None else getattr(torch, dtype)
-        return torch.empty(shape, dtype=chosen, device=like.device)
+        # a plain tuple: torch takes longer over a torch.Size
+        return torch.empty(tuple(shape), dtype=chosen, device=like.device)
 
     def empty_like(self, like: Tensor) -> Tensor:
         """See `ArrayLibrary`."""
-        return torch.empty_like(like, requires_grad=False)
+        return torch.empty_like(like)
 
     def run(self, op: str, *args: Any) -> None:
         """See `ArrayLibrary`."""

@@ -42,7 +42,7 @@ def dense_attention(
     op = "dense_attention"
     library = library_of(op, "q", q)
     library.check(op, {"q": q, "k": k, "v": v})
-    result, lse = _part(op, library, q, _given(op, out, 2))
+    result, lse = _part(op, library, q, out)
     library.run(op, q, k, v, softmax_scale, result, lse)
     return library.finish(result), library.finish(lse)
 
@@ -76,8 +76,8 @@ def dense_attention_column_sums(
     op = "dense_attention_column_sums"
     library = library_of(op, "q", q)
     library.check(op, {"q": q, "k": k, "v": v, "reference_lse": reference_lse})
-    *part, sums = _given(op, out, 3)
-    result, lse = _part(op, library, q, part)
+    result, lse, sums = _given(op, out, 3)
+    result, lse = _part(op, library, q, (result, lse))
     if sums is None:
         groups = -(-size(q, 2) // query_group) if query_group > 0 else 0
         sums = library.empty((size(q, 0), size(q, 1), groups, size(k, 2)), "float32", q)
@@ -130,7 +130,7 @@ def column_sparse_attention(
             "rest.lse": rest_lse,
         },
     )
-    result, lse = _part(op, library, q, _given(op, out, 2))
+    result, lse = _part(op, library, q, out)
     library.run(
         op,
         q,
@@ -204,7 +204,7 @@ def _combine(op: str, parts: Mapping[str, Any], out: Any) -> Any:
             f"{second_name}.lse": second_lse,
         },
     )
-    result, lse = _part(op, library, first_out, _given(op, out, 2))
+    result, lse = _part(op, library, first_out, out)
     library.run(op, first_out, first_lse, second_out, second_lse, result, lse)
     return library.finish(result), library.finish(lse)
 
@@ -217,11 +217,11 @@ def _pair(op: str, name: str, part: object) -> tuple[Any, Any]:
     return pair[0], pair[1]
 
 
-def _given(op: str, out: Any, count: int) -> list[Any]:
+def _given(op: str, out: object, count: int) -> Sequence[Any]:
     """The outputs that the caller gave, None for those that are to be allocated."""
-    if out is None or not isinstance(out, (tuple, list)):
+    if not isinstance(out, (tuple, list)):
         return [out] + [None] * (count - 1)
-    given = list(cast("Sequence[Any]", out))
+    given = cast("Sequence[Any]", out)
     if len(given) != count:
         raise ValueError(
             f"{op}: out: expected an array or a tuple of {count}, got a tuple of {len(given)}"
@@ -229,11 +229,12 @@ def _given(op: str, out: Any, count: int) -> list[Any]:
     return given
 
 
-def _part(op: str, library: ArrayLibrary, q: Any, given: list[Any]) -> tuple[Any, Any]:
+def _part(op: str, library: ArrayLibrary, q: Any, given: object) -> tuple[Any, Any]:
     """The outputs out and lse, allocated where not given."""
-    out, lse = given
-    if out is not None or lse is not None:
-        _check_outputs(op, library, {"out": out, "lse": lse})
+    if given is None:
+        return library.empty_like(q), library.empty(q.shape[:-1], "float32", q)
+    out, lse = _given(op, given, 2)
+    _check_outputs(op, library, {"out": out, "lse": lse})
     if out is None:
         out = library.empty_like(q)
     if lse is None:
