@@ -1,6 +1,0 @@
-#include "cuda/attention/column_sparse_launch.cuh"
-
-namespace chipmunk::cuda {
-template void launch_column_sparse<__nv_bfloat16, 64, 3>(const ColumnSparseKernelParams&,
-                                                         const LaunchSite&);
-}  // namespace chipmunk::cuda
