@@ -1,6 +1,6 @@
 """Times the column-sparse MLP against torch's dense one on the CPU.
 
-    python bench/bench_mlp_cpu.py [--sparsity 0.7] [--rounds 30] [--no-write]
+    python bench/bench_mlp_cpu.py [--sparsity 0.7] [--rounds 30] [--pause 0.01] [--no-write]
 
 Both run in one process, in turn. "sparse" is fc1 with its cache update and fc2, as one call of
 `ck.column_sparse_mlp`; "dense" is Linear, GELU(tanh), Linear in eager torch without gradients.
@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sparsity", type=float, default=0.7, help="share of columns left out")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--pause", type=float, default=0.01, help="seconds before each run")
     parser.add_argument("--no-write", action="store_true", help="leave bench/results alone")
     arguments = parser.parse_args()
 
@@ -95,7 +96,7 @@ def main() -> None:
     for name, case in cases.items():
         variants[f"{name} dense"] = case.dense
         variants[f"{name} sparse"] = case.sparse
-    times = alternate(variants, rounds=arguments.rounds)
+    times = alternate(variants, rounds=arguments.rounds, pause_s=arguments.pause)
 
     flops = 2 * TOKENS * HIDDEN * (CHANNELS + OUT_CHANNELS)
     kept = cases["float32"].columns.counts.double().mean().item() / HIDDEN
@@ -121,7 +122,8 @@ def main() -> None:
             tokens=TOKENS, channels=CHANNELS, hidden=HIDDEN, out_channels=OUT_CHANNELS, kept=kept
         )
         result = {"op": "column_sparse_mlp", "activation": ACTIVATION, "shape": shape}
-        print(write("mlp_cpu", {**result, "rounds": arguments.rounds, "dtypes": rows}))
+        settings = {"rounds": arguments.rounds, "pause_s": arguments.pause}
+        print(write("mlp_cpu", {**result, **settings, "dtypes": rows}))
 
 
 if __name__ == "__main__":

@@ -25,14 +25,22 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternate(
-    variants: Mapping[str, Callable[[], object]], *, rounds: int = 30, warmup: int = 3
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 30,
+    warmup: int = 3,
+    pause_s: float = 0.0,
 ) -> dict[str, dict[str, float]]:
     """Runs every variant once a round, in turn; CPU only.
+
+    A pause before each run, if any, is for the threads of the run before: OpenMP's, torch's among them,
+    keep their cores busy for some milliseconds after their work, waiting for more.
 
     Args:
         variants: what to time, by name.
         rounds: measured rounds.
         warmup: rounds before those.
+        pause_s: seconds of sleep before each run.
 
     Returns:
         For each name `median_ms`, `min_ms` and `max_ms` of wall-clock time, and `median_cpu_ms`,
@@ -42,6 +50,7 @@ def alternate(
     cpu_times: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(warmup + rounds):
         for name, run in variants.items():
+            time.sleep(pause_s)
             cpu_start, start = time.process_time(), time.perf_counter()
             run()
             elapsed, cpu_elapsed = time.perf_counter() - start, time.process_time() - cpu_start
@@ -68,6 +77,7 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "cpu_isa": ck.info().cpu_isa,
         "load_average_1min": round(os.getloadavg()[0], 2),
+        "real_time_priority": os.sched_getparam(0).sched_priority,
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
