@@ -33,8 +33,8 @@ def alternate(
 ) -> dict[str, dict[str, float]]:
     """Runs every variant once a round, in turn; CPU only.
 
-    A pause before each run, if any, is for the threads of the run before: OpenMP's, torch's among them,
-    keep their cores busy for some milliseconds after their work, waiting for more.
+    A pause before each run, if any, is for the threads of the run before: OpenMP's, torch's among
+    them, keep their cores busy for some milliseconds after their work, waiting for more.
 
     Args:
         variants: what to time, by name.
