@@ -21,12 +21,25 @@ constexpr int kPanelVectors = 2;
 constexpr int kRows = kVectorRegisters >= 32 ? 8 : 4;
 static_assert(kBlock % kRows == 0 && 8 % kRows == 0, "whole steps");
 
+constexpr float kHighest = 0x1.fffffep127f;  // finite
+
+// Dot products times the unit are logarithms to base 2. A negative softmax_scale turns the sign of
+// q instead, so that the largest dot product always belongs to the largest weight.
+inline float unit_of(float softmax_scale) { return __builtin_fabsf(softmax_scale) * kLog2E; }
+
+// What turns those logarithms into natural ones: ln 2, less the rounding of the unit.
+inline double natural_per_unit(float unit, float softmax_scale) {
+  return unit > 0.0f ? __builtin_fabs((double)softmax_scale) / unit : 1.0 / (double)kLog2E;
+}
+
 // s^T of `n` columns, n <= kBlock rounded up to whole steps: `rows` holds a readable pointer for
 // every column of the last step. largest[w]: maximum over the columns; NaN scores do not count.
 template <int W>
 inline void block_scores(const float* const* rows, int n, int head_dim, const float* q, float* s,
                          Vf (&largest)[W]) {
-  for (int w = 0; w < W; ++w) largest[w] = broadcast(-__builtin_inff());
+  // A copy: for all the compiler knows, s and `largest` overlap.
+  Vf highest[W];
+  for (int w = 0; w < W; ++w) highest[w] = broadcast(-__builtin_inff());
   for (int j = 0; j < n; j += kRows) {
     const float* k[kRows];
     for (int r = 0; r < kRows; ++r) k[r] = rows[j + r];
@@ -42,24 +55,76 @@ inline void block_scores(const float* const* rows, int n, int head_dim, const fl
     for (int r = 0; r < kRows; ++r) {
       for (int w = 0; w < W; ++w) {
         store(s + ((j + r) * W + w) * kLanes, sum[r][w]);
-        largest[w] = max(sum[r][w], largest[w]);
+        highest[w] = max(sum[r][w], highest[w]);
       }
     }
   }
+  for (int w = 0; w < W; ++w) largest[w] = highest[w];
 }
 
-// s becomes 2^((s - largest) unit); total[w] is its sum over the columns.
-template <int W>
-inline void block_weights(float* s, int n, float unit, const Vf (&largest)[W], Vf (&total)[W]) {
-  for (int w = 0; w < W; ++w) total[w] = Vf{};
-  for (int j = 0; j < n; ++j) {
-    for (int w = 0; w < W; ++w) {
-      float* const at = s + (j * W + w) * kLanes;
-      const Vf p = exp2((load(at) - largest[w]) * unit);
-      store(at, p);
-      total[w] += p;
-    }
+// body(column, weights) for every column, `weights` its vectors 2^exponent(score, w). Two columns
+// at a time: enough vectors to keep the core busy, few enough for its registers.
+template <int W, class Exponent, class Body>
+inline void for_each_weights(const float* s, int n, const Exponent& exponent, const Body& body) {
+  int j = 0;
+  for (; j + 2 <= n; j += 2) {
+    Vf x[2 * W];
+    for (int i = 0; i < 2 * W; ++i) x[i] = exponent(load(s + (j * W + i) * kLanes), i % W);
+    exp2_together(x);
+    body(j, x);
+    body(j + 1, x + W);
   }
+  if (j < n) {
+    Vf x[W];
+    for (int w = 0; w < W; ++w) x[w] = exponent(load(s + (j * W + w) * kLanes), w);
+    exp2_together(x);
+    body(j, x);
+  }
+}
+
+// What a row's scores are measured from, so that the weights are 2^(s unit - reference unit).
+//
+// Fused multiply-add rounds s unit - r once, so r = largest unit serves as well as `largest` itself
+// and saves an instruction. Without it, s unit would be rounded, too, and the difference is the one
+// to multiply. Rows whose maximum is inf use 0, so that inf - inf does not arise: the weights are
+// inf and 0 then, the lse inf and out NaN. Finite, so that -inf - -inf does not arise either.
+struct SoftmaxReference {
+#if defined(__FMA__) || defined(__aarch64__)
+  static Vf of(Vf largest, float unit) {
+    const Vf finite = largest == __builtin_inff() ? Vf{} : largest;
+    return min(broadcast(kHighest), max(broadcast(-kHighest), finite * unit));
+  }
+  static Vf exponent(Vf s, Vf reference, float unit) { return s * unit - reference; }
+  static Vf decay(Vf before, Vf reference, float /*unit*/) { return before - reference; }
+  // The reference of a row as a natural logarithm. The unit is softmax_scale log2(e), rounded.
+  static double natural(float reference, float unit, float softmax_scale) {
+    return reference * natural_per_unit(unit, softmax_scale);
+  }
+#else
+  static Vf of(Vf largest, float /*unit*/) { return largest == __builtin_inff() ? Vf{} : largest; }
+  static Vf exponent(Vf s, Vf reference, float unit) { return (s - reference) * unit; }
+  static Vf decay(Vf before, Vf reference, float unit) { return (before - reference) * unit; }
+  static double natural(float reference, float /*unit*/, float softmax_scale) {
+    return reference * __builtin_fabs((double)softmax_scale);
+  }
+#endif
+};
+
+// s becomes the weights from the references; total[w] is their sum over the columns.
+template <int W>
+inline void block_weights(float* s, int n, float unit, const Vf (&reference)[W], Vf (&total)[W]) {
+  // Copies: for all the compiler knows, s overlaps them.
+  Vf from[W], sum[W] = {};
+  for (int w = 0; w < W; ++w) from[w] = reference[w];
+  for_each_weights<W>(
+      s, n, [&](Vf score, int w) { return SoftmaxReference::exponent(score, from[w], unit); },
+      [&](int j, const Vf* weights) {
+        for (int w = 0; w < W; ++w) {
+          store(s + (j * W + w) * kLanes, weights[w]);
+          sum[w] += weights[w];
+        }
+      });
+  for (int w = 0; w < W; ++w) total[w] = sum[w];
 }
 
 // Lanes that count in a sum, all bits 1, and what their values are multiplied by, 0 for the others.
@@ -75,13 +140,13 @@ struct LaneFactors {
 template <int W>
 inline void block_add_exponentials(const float* s, int n, float unit, const Vf (&reference)[W],
                                    const LaneFactors<W>& factors, float* sums) {
-  for (int j = 0; j < n; ++j) {
-    Vf sum = load(sums + j * kLanes);
-    for (int w = 0; w < W; ++w) {
-      sum += factors.of(w, exp2(load(s + (j * W + w) * kLanes) * unit - reference[w]));
-    }
-    store(sums + j * kLanes, sum);
-  }
+  for_each_weights<W>(
+      s, n, [&](Vf score, int w) { return score * unit - reference[w]; },
+      [&](int j, const Vf* weights) {
+        Vf sum = load(sums + j * kLanes);
+        for (int w = 0; w < W; ++w) sum += factors.of(w, weights[w]);
+        store(sums + j * kLanes, sum);
+      });
 }
 
 // sums [kBlock][kLanes] += p by the factors, over the panel's vectors.

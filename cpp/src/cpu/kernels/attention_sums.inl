@@ -9,9 +9,7 @@ namespace {
 inline void set_references(const AttentionTile& tile, const AttentionColumnSums& request,
                            const TileScratch& scratch) {
   // The unit is rounded, too: scores and references must be off by the same factor.
-  const float unit = unit_of(tile.softmax_scale);
-  const double from_natural =
-      unit > 0.0f ? (double)unit / __builtin_fabs((double)tile.softmax_scale) : (double)kLog2E;
+  const double to_natural = natural_per_unit(unit_of(tile.softmax_scale), tile.softmax_scale);
   for (int i = 0; i < kTileQueries; ++i) {
     scratch.reference[i] = __builtin_inff();
     scratch.factor[i] = 0.0f;
@@ -25,7 +23,7 @@ inline void set_references(const AttentionTile& tile, const AttentionColumnSums&
     } else {
       const float given = request.reference_lse[i * request.reference_lse_stride];
       if (is_infinite(given)) continue;
-      const double reference = (double)given * from_natural;
+      const double reference = given / to_natural;
       scratch.reference[i] = (float)reference;
       scratch.factor[i] = __builtin_exp2f((float)((double)scratch.reference[i] - reference));
     }
@@ -76,7 +74,7 @@ void attend_and_sum(const AttentionTile& tile, const AttentionColumnSums& reques
         // `largest` is final, so these weights serve both results: no rounded lse in between.
         Vf total[W];
         for (int w = 0; w < W; ++w) {
-          reference[w] = zero_if_inf(largest[w]);
+          reference[w] = SoftmaxReference::of(largest[w], unit);
           decay[w] = broadcast(1.0f);
         }
         block_weights<W>(scratch.s, n, unit, reference, total);

@@ -7,7 +7,7 @@ struct TileScratch {
   float* q;          // panels of [head_dim][W * kLanes]
   float* o;          // panels like q
   float* largest;    // [kTileQueries] running maximum of s
-  float* total;      // [kTileQueries] sum of the weights 2^((s - largest) unit)
+  float* total;      // [kTileQueries] sum of the weights
   float* reference;  // [kTileQueries] of the column sums, a logarithm to base 2
   float* factor;     // [kTileQueries] of the column sums
   float* s;          // [kBlock][kPanelVectors * kLanes]
@@ -44,13 +44,6 @@ int64_t scratch_floats(int32_t head_dim) {
 
 inline bool is_infinite(float x) { return __builtin_fabsf(x) == __builtin_inff(); }
 
-// Where the running maximum starts: finite, so that -inf - -inf does not arise.
-constexpr float kLowest = -0x1.fffffep127f;
-
-// What scores are measured from. Rows whose maximum is inf use 0, so that inf - inf does not arise
-// either: the weights are inf and 0 then, the lse inf and out NaN.
-inline Vf zero_if_inf(Vf x) { return x == __builtin_inff() ? Vf{} : x; }
-
 // Calls body.template operator()<W>(first) for every panel of the tile; its queries start at
 // first * kLanes.
 template <class Body>
@@ -65,10 +58,6 @@ inline void for_each_panel(int queries, const Body& body) {
   }
   if (vectors - first == 1) body.template operator()<1>(first);
 }
-
-// Dot products times the unit are logarithms to base 2. A negative softmax_scale turns the sign of
-// q instead, so that the largest dot product always belongs to the largest weight.
-inline float unit_of(float softmax_scale) { return __builtin_fabsf(softmax_scale) * kLog2E; }
 
 // q^T into panels. Lanes past the last query are 0.
 template <class Type>
@@ -165,11 +154,15 @@ inline float merge_lse(float a, float b, float& share_a, float& share_b) {
 template <class Type>
 inline void finish(const AttentionTile& tile, const TileScratch& scratch) {
   OutFactors factors = {};
-  const float scale = __builtin_fabsf(tile.softmax_scale);
+  const float unit = unit_of(tile.softmax_scale);
+  float reference[kTileQueries];
+  for (int i = 0; i < tile.queries; i += kLanes) {
+    store(reference + i, SoftmaxReference::of(load(scratch.largest + i), unit));
+  }
   for (int i = 0; i < tile.queries; ++i) {
     const float total = scratch.total[i];
-    const float largest = is_infinite(scratch.largest[i]) ? 0.0f : scratch.largest[i];
-    float lse = largest * scale + __builtin_logf(total);
+    float lse = (float)(SoftmaxReference::natural(reference[i], unit, tile.softmax_scale) +
+                        (double)__builtin_logf(total));
     // No score above -inf: 0, though a NaN or inf in v shows as in 0 * v.
     factors.own[i] = total == 0.0f ? 0.0f : 1.0f / total;
     if (tile.rest_out != nullptr) {
@@ -187,7 +180,7 @@ inline void finish(const AttentionTile& tile, const TileScratch& scratch) {
 inline void clear(const AttentionTile& tile, const TileScratch& scratch) {
   const int64_t queries = (tile.queries + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = 0; i < queries; i += kLanes) {
-    store(scratch.largest + i, broadcast(kLowest));
+    store(scratch.largest + i, broadcast(-kHighest));
     store(scratch.total + i, Vf{});
   }
   memset(scratch.o, 0, (size_t)(queries * tile.head_dim) * sizeof(float));
@@ -222,9 +215,10 @@ inline void panel_weights(const TileScratch& scratch, int first, int n, float un
   load_vectors(scratch.largest + first * kLanes, before);
   load_vectors(scratch.total + first * kLanes, total);
   for (int w = 0; w < W; ++w) {
-    reference[w] = zero_if_inf(largest[w]);
-    decay[w] = exp2((before[w] - reference[w]) * unit);
+    reference[w] = SoftmaxReference::of(largest[w], unit);
+    decay[w] = SoftmaxReference::decay(SoftmaxReference::of(before[w], unit), reference[w], unit);
   }
+  exp2_together(decay);
   block_weights<W>(scratch.s, n, unit, reference, block_total);
   for (int w = 0; w < W; ++w) total[w] = total[w] * decay[w] + block_total[w];
   store_vectors(scratch.largest + first * kLanes, largest);

@@ -1,6 +1,7 @@
 #include "cpu/kernels/activation.h"
 #include "cpu/kernels/bf16.h"
 #include "cpu/kernels/mlp_words.h"
+#include "cpu/kernels/rows_ahead.h"
 #include "cpu/kernels/transpose.h"
 // The two halves of the MLP.
 #include "cpu/kernels/mlp_fc1.inl"

@@ -51,23 +51,24 @@ void pack_tokens(const Fc1Task& task, float* packed) {
   }
 }
 
-// Rows that will soon be wanted, and how much of each.
+// What a tile's columns will want next: the rows of w1 of those after them, and their own of the
+// cache.
 struct Fc1Ahead {
-  const char* rows[kFc1Tile];
-  int64_t bytes;
+  RowsAhead w1, cache;
 };
 
-// products[r][..] = rows[r] . panel, for kFc1Panel tokens. Prefetches `ahead` on the way, a line of
-// each row at a time: at once, they would hold up the loop.
+// Words between the steps of Fc1Ahead.
+inline constexpr int kFc1Step = 16;
+
+// products[r][..] = rows[r] . panel, for kFc1Panel tokens.
 template <class Words>
-inline void fc1_tile(const float* panel, int64_t words, const void* const* rows,
-                     const Fc1Ahead& ahead, float* products) {
+inline void fc1_tile(const float* panel, int64_t words, const void* const* rows, Fc1Ahead& ahead,
+                     float* products) {
   Vf sums[kFc1Tile][kFc1Vectors] = {};
-  for (int64_t begin = 0; begin < words; begin += 16) {
-    const int64_t end = begin + 16 < words ? begin + 16 : words;
-    if (begin * 4 < ahead.bytes) {
-      for (int r = 0; r < kFc1Tile; ++r) __builtin_prefetch(ahead.rows[r] + begin * 4);
-    }
+  for (int64_t begin = 0; begin < words; begin += kFc1Step) {
+    const int64_t end = begin + kFc1Step < words ? begin + kFc1Step : words;
+    ahead.w1.step();
+    ahead.cache.step();
     for (int64_t k = begin; k < end; ++k) {
       Vf x[kFc1Vectors];
       for (int v = 0; v < kFc1Vectors; ++v) x[v] = load(panel + k * kFc1Panel + v * kLanes);
@@ -95,22 +96,22 @@ void fc1_products(const Fc1Task& task, const int32_t* list, int64_t left, int64_
                   const Fc1Scratch& scratch, float* products) {
   typedef typename Words::Storage Storage;
   const int64_t words = words_of<Words>(task.channels);
-  const void* rows[kFc1Tile];
-  Fc1Ahead w1_ahead, cache_ahead;
-  w1_ahead.bytes = task.channels * (int64_t)sizeof(Storage);
-  cache_ahead.bytes = task.tokens * (int64_t)sizeof(Storage);
+  const void *rows[kFc1Tile], *next_rows[kFc1Tile], *cache_rows[kFc1Tile];
   for (int r = 0; r < kFc1Tile; ++r) {
     const int64_t f = list[r < left ? r : left - 1];
     const int64_t next = list[r + kFc1Tile < left ? r + kFc1Tile : left - 1];
     const Storage* w1 = (const Storage*)task.w1 + first * task.w1_row_stride;
-    w1_ahead.rows[r] = (const char*)(w1 + next * task.w1_row_stride);
-    cache_ahead.rows[r] = (const char*)((const Storage*)task.cache + f * task.cache_row_stride);
+    next_rows[r] = w1 + next * task.w1_row_stride;
+    cache_rows[r] = (const Storage*)task.cache + f * task.cache_row_stride;
     rows[r] = Words::row_words(w1 + f * task.w1_row_stride, task.channels,
                                scratch.rows + r * task.channels);
   }
+  const int64_t panels = (task.tokens + kFc1Panel - 1) / kFc1Panel;
+  const int64_t steps = panels * ((words + kFc1Step - 1) / kFc1Step);
+  Fc1Ahead ahead = {RowsAhead(next_rows, kFc1Tile, task.channels * (int64_t)sizeof(Storage), steps),
+                    RowsAhead(cache_rows, kFc1Tile, task.tokens * (int64_t)sizeof(Storage), steps)};
   for (int token = 0; token < task.tokens; token += kFc1Panel) {
-    fc1_tile<Words>(scratch.x + token * words, words, rows, token == 0 ? w1_ahead : cache_ahead,
-                    products + token);
+    fc1_tile<Words>(scratch.x + token * words, words, rows, ahead, products + token);
   }
 }
 
@@ -118,25 +119,30 @@ void fc1_products(const Fc1Task& task, const int32_t* list, int64_t left, int64_
 template <class Type, MlpActivation kActivation>
 void fc1_finish(const float* values, float bias, const float* gates, float gate_bias,
                 typename Type::Storage* cache, typename Type::Storage* delta, int tokens) {
-  for (int token = 0; token < kMlpGroup; token += kLanes) {
-    const int width = tokens - token;
-    Vf change = {};
-    if (width > 0) {
-      const Vf value = load(values + token) + bias;
-      const Vf exact = gates == nullptr
-                           ? activate<kActivation>(value)
-                           : value * activate<kActivation>(load(gates + token) + gate_bias);
-      const bool whole = width >= kLanes;
-      const Vf old = whole ? Type::load(cache + token) : load_first<Type>(cache + token, width);
-      if (whole) {
-        Type::store(cache + token, exact);
+  for (int first = 0; first < kMlpGroup; first += kFc1Panel) {
+    Vf exact[kFc1Vectors] = {};
+    if (first < tokens) {
+      for (int v = 0; v < kFc1Vectors; ++v) {
+        exact[v] = gates == nullptr ? load(values + first + v * kLanes) + bias
+                                    : load(gates + first + v * kLanes) + gate_bias;
+      }
+      activate<kActivation>(exact);
+    }
+    for (int v = 0; v < kFc1Vectors; ++v) {
+      const int token = first + v * kLanes, width = tokens - token;
+      if (gates != nullptr && width > 0) exact[v] = (load(values + token) + bias) * exact[v];
+      Vf change = {};
+      if (width >= kLanes) {
+        const Vf old = Type::load(cache + token);
+        Type::store(cache + token, exact[v]);
         change = Type::load(cache + token) - old;
-      } else {
-        store_first<Type>(cache + token, exact, width);
+      } else if (width > 0) {
+        const Vf old = load_first<Type>(cache + token, width);
+        store_first<Type>(cache + token, exact[v], width);
         change = load_first<Type>(cache + token, width) - old;
       }
+      Type::store(delta + token, change);
     }
-    Type::store(delta + token, change);
   }
 }
 

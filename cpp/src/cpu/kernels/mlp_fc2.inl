@@ -1,6 +1,7 @@
-// Sparse fc2: output channels in the vector lanes, the change of a token broadcast. Rows of w2t and
-// of the packed delta are read where they are if they are float32, and packed into words, a block
-// at a time, if not.
+// Sparse fc2: output channels in the vector lanes, the change of a token broadcast. Deltas and rows
+// of w2t are packed, block by block of a list, so that the inner loop reads both in order. Where
+// they lie, rows are a multiple of some power of two apart and would push each other out of the
+// first-level cache; and each is on a page of its own, so that it pays to read it in one go.
 
 namespace chipmunk::cpu {
 namespace {
@@ -9,59 +10,60 @@ namespace {
 inline constexpr int kFc2Tokens = kVectorRegisters >= 32 ? 8 : 4;
 inline constexpr int kFc2Vectors = 3;
 inline constexpr int kFc2Panel = kFc2Vectors * kLanes;  // channels
+inline constexpr int kFc2Tiles = kMlpGroup / kFc2Tokens;
 static_assert(kMlpGroup % kFc2Tokens == 0 && kFc2Tile % kFc2Panel == 0);
 
-// Words of a list that are summed in registers before the sums go back to memory: their rows of w2t
-// and delta then stay in the second-level cache for all tokens.
-inline constexpr int kFc2Block = 512;
-// Rows are prefetched this many steps ahead.
-inline constexpr int kFc2Ahead = 8;
+// Words of a list in a block. A panel of their rows, 24 KiB with AVX-512, stays in the first-level
+// cache for all tokens; all panels and the sums are for the second level.
+inline constexpr int kFc2Words = 128;
 
 struct Fc2Scratch {
-  float* sums;   // [kMlpGroup, channels, whole panels]
-  float* delta;  // [kFc2Block, kMlpGroup] words
-  float* w2t;    // [kFc2Block, kFc2Panel] words
+  float* sums;   // [panels, kFc2Tiles, kFc2Tokens, kFc2Panel]
+  float* w2t;    // [kFc2Words, kFc2Panel] words
+  float* delta;  // [kFc2Tiles, kFc2Words, kFc2Tokens] words
+  float* row;    // [kMlpGroup] words
 };
 
-inline int64_t whole_panels(int64_t channels) {
-  return (channels + kFc2Panel - 1) / kFc2Panel * kFc2Panel;
-}
+inline int64_t panels_of(int64_t channels) { return (channels + kFc2Panel - 1) / kFc2Panel; }
 
 int64_t fc2_scratch(int64_t channels) {
-  return kMlpGroup * whole_panels(channels) + kFc2Block * (kMlpGroup + kFc2Panel);
+  return panels_of(channels) * kMlpGroup * kFc2Panel + kFc2Words * (kFc2Panel + kMlpGroup) +
+         kMlpGroup;
 }
 
-// sums[t][..] (+)= sum over p of delta[p][t] * rows[p][channel..], kFc2Tokens by kFc2Panel.
+// Words between the steps of RowsAhead.
+inline constexpr int kFc2Step = 16;
+
+// sums (+)= delta^T w2t, kFc2Tokens by kFc2Panel.
 template <class Words>
-inline void fc2_tile(const float* delta, int64_t delta_stride, const float* const* rows,
-                     int64_t channel, int words, bool first, float* sums, int64_t sums_stride) {
+inline void fc2_tile(const float* delta, const float* w2t, int words, bool first, RowsAhead& ahead,
+                     float* sums) {
   Vf tile[kFc2Tokens][kFc2Vectors] = {};
   if (!first) {
 #pragma GCC unroll 8
     for (int t = 0; t < kFc2Tokens; ++t) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kFc2Vectors; ++v) tile[t][v] = load(sums + t * sums_stride + v * kLanes);
+      for (int v = 0; v < kFc2Vectors; ++v) tile[t][v] = load(sums + t * kFc2Panel + v * kLanes);
     }
   }
-  for (int p = 0; p < words; ++p) {
-    const float* row = rows[p] + channel;
-    // Rows lie far apart, where no hardware prefetcher looks.
-    for (int v = 0; v < kFc2Vectors * kLanes; v += 16) {
-      __builtin_prefetch(rows[p + kFc2Ahead] + channel + v);
-    }
-    Vf w[kFc2Vectors];
-    for (int v = 0; v < kFc2Vectors; ++v) w[v] = load(row + v * kLanes);
+  for (int begin = 0; begin < words; begin += kFc2Step) {
+    const int end = begin + kFc2Step < words ? begin + kFc2Step : words;
+    ahead.step();
+    for (int p = begin; p < end; ++p) {
+      Vf w[kFc2Vectors];
+      for (int v = 0; v < kFc2Vectors; ++v) w[v] = load(w2t + p * kFc2Panel + v * kLanes);
 #pragma GCC unroll 8
-    for (int t = 0; t < kFc2Tokens; ++t) {
-      const Vf d = Words::broadcast_word(delta + p * delta_stride, t);
+      for (int t = 0; t < kFc2Tokens; ++t) {
+        const Vf d = Words::broadcast_word(delta + p * kFc2Tokens, t);
 #pragma GCC unroll 8
-      for (int v = 0; v < kFc2Vectors; ++v) tile[t][v] = Words::multiply_add(tile[t][v], d, w[v]);
+        for (int v = 0; v < kFc2Vectors; ++v) tile[t][v] = Words::multiply_add(tile[t][v], d, w[v]);
+      }
     }
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kFc2Tokens; ++t) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kFc2Vectors; ++v) store(sums + t * sums_stride + v * kLanes, tile[t][v]);
+    for (int v = 0; v < kFc2Vectors; ++v) store(sums + t * kFc2Panel + v * kLanes, tile[t][v]);
   }
 }
 
@@ -84,10 +86,10 @@ void prefetch_piece(const Fc2Piece<Type>& piece) {
 
 // out += sums, rounded once.
 template <class Type>
-void add_sums(const Fc2Piece<Type>& piece, const float* sums, int64_t sums_stride) {
+void add_sums(const Fc2Piece<Type>& piece, const float* sums) {
   for (int t = 0; t < piece.tokens; ++t) {
     typename Type::Storage* out = piece.out + t * piece.row_stride;
-    const float* row = sums + t * sums_stride;
+    const float* row = sums + t * kFc2Panel;
     for (int n = 0; n < piece.channels; n += kLanes) {
       const int width = piece.channels - n;
       if (width >= kLanes) {
@@ -99,79 +101,90 @@ void add_sums(const Fc2Piece<Type>& piece, const float* sums, int64_t sums_strid
   }
 }
 
-// Packs `columns` rows, from `offset` in each, into rows of words, `stride` apart.
+// Up to kFc2Words words of a list: where their rows are.
 template <class Words>
-void stack_block(const typename Words::Storage* const* rows, int64_t offset, int columns,
-                 int64_t count, float* words, int64_t stride) {
-  for (int p = 0; p < columns; p += Words::kElements) {
-    const typename Words::Storage* group[Words::kElements] = {};
-    const int present = columns - p < Words::kElements ? columns - p : Words::kElements;
-    for (int i = 0; i < present; ++i) group[i] = rows[p + i] + offset;
-    Words::stack_rows(group, present, count, words + p / Words::kElements * stride);
+struct Fc2Block {
+  typedef typename Words::Storage Storage;
+  static constexpr int kColumns = kFc2Words * Words::kElements;
+
+  int columns = 0;
+  const Storage* delta[kColumns];
+  const Storage* w2t[kColumns];
+
+  Fc2Block(const Fc2Task& task, int64_t begin) {
+    const int64_t end = begin + kColumns < task.count ? begin + kColumns : task.count;
+    for (int64_t p = begin; p < end; ++p, ++columns) {
+      delta[columns] = (const Storage*)task.delta + p * task.delta_row_stride;
+      w2t[columns] = (const Storage*)task.w2t + task.list[p] * task.w2t_row_stride;
+    }
   }
-}
+
+  int words() const { return (columns + Words::kElements - 1) / Words::kElements; }
+
+  // `count` elements, from `offset` on, of the rows that make up a word.
+  void stack(const Storage* const* rows, int word, int64_t offset, int64_t count,
+             float* words) const {
+    const Storage* group[Words::kElements] = {};
+    const int first = word * Words::kElements;
+    const int present = columns - first < Words::kElements ? columns - first : Words::kElements;
+    for (int i = 0; i < present; ++i) group[i] = rows[first + i] + offset;
+    Words::stack_rows(group, present, count, words);
+  }
+
+  void pack_deltas(int tokens, const Fc2Scratch& scratch) const {
+    for (int word = 0; word < words(); ++word) {
+      stack(delta, word, 0, kMlpGroup, scratch.row);
+      for (int t = 0; t < tokens; t += kFc2Tokens) {
+        memcpy(scratch.delta + t * kFc2Words + word * kFc2Tokens, scratch.row + t,
+               sizeof(float) * kFc2Tokens);
+      }
+    }
+  }
+
+  void pack_rows(int64_t channel, int width, float* packed) const {
+    const int count = words();
+    if (width == kFc2Panel) {  // a constant width: straight-line code
+      for (int i = 0; i < count; ++i) stack(w2t, i, channel, kFc2Panel, packed + i * kFc2Panel);
+      return;
+    }
+    memset(packed, 0, sizeof(float) * (size_t)(kFc2Panel * count));
+    for (int i = 0; i < count; ++i) stack(w2t, i, channel, width, packed + i * kFc2Panel);
+  }
+};
 
 template <class Words>
 void fc2(const Fc2Task& task) {
   typedef typename Words::Type Type;
   typedef typename Words::Storage Storage;
-  constexpr int kColumns = kFc2Block * Words::kElements;
-  const int64_t stride = whole_panels(task.channels);
+  const int64_t panels = panels_of(task.channels);
+  const int tiles = (task.tokens + kFc2Tokens - 1) / kFc2Tokens;
   Fc2Scratch scratch;
   scratch.sums = task.scratch;
-  scratch.delta = scratch.sums + kMlpGroup * stride;
-  scratch.w2t = scratch.delta + kFc2Block * kMlpGroup;
-  const float* packed_rows[kFc2Block + kFc2Ahead];
-  for (int p = 0; p < kFc2Block + kFc2Ahead; ++p) {
-    packed_rows[p] = scratch.w2t + p % kFc2Block * kFc2Panel;
-  }
+  scratch.w2t = scratch.sums + panels * kMlpGroup * kFc2Panel;
+  scratch.delta = scratch.w2t + kFc2Words * kFc2Panel;
+  scratch.row = scratch.delta + kFc2Words * kMlpGroup;
 
-  for (int64_t begin = 0; begin < task.count; begin += kColumns) {
-    const int columns = task.count - begin < kColumns ? (int)(task.count - begin) : kColumns;
-    const int words = (columns + Words::kElements - 1) / Words::kElements;
-    const bool last = begin + columns == task.count;
-    const Storage* w2t[kColumns + kFc2Ahead];
-    const Storage* delta_rows[kColumns];
-    for (int p = 0; p < columns + kFc2Ahead; ++p) {
-      const int64_t f = task.list[begin + (p < columns ? p : columns - 1)];
-      w2t[p] = (const Storage*)task.w2t + f * task.w2t_row_stride;
-    }
-    for (int p = 0; p < columns; ++p) {
-      delta_rows[p] = (const Storage*)task.delta + (begin + p) * task.delta_row_stride;
-    }
-    const float* delta = scratch.delta;
-    int64_t delta_stride = kMlpGroup;
-    if constexpr (Words::kWholeRows) {
-      delta = delta_rows[0];
-      delta_stride = task.delta_row_stride;
-    } else {
-      stack_block<Words>(delta_rows, 0, columns, kMlpGroup, scratch.delta, kMlpGroup);
-    }
-    for (int64_t channel = 0; channel < task.channels; channel += kFc2Panel) {
+  for (int64_t begin = 0; begin < task.count; begin += Fc2Block<Words>::kColumns) {
+    const Fc2Block<Words> block(task, begin), next(task, begin + Fc2Block<Words>::kColumns);
+    const int steps = (block.words() + kFc2Step - 1) / kFc2Step;
+    RowsAhead ahead((const void* const*)next.w2t, next.columns,
+                    task.channels * (int64_t)sizeof(Storage), panels * tiles * steps);
+    block.pack_deltas(task.tokens, scratch);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t channel = panel * kFc2Panel;
       const int width =
           task.channels - channel < kFc2Panel ? (int)(task.channels - channel) : kFc2Panel;
-      const float* const* rows = packed_rows;
-      int64_t row_offset = 0;
-      bool in_place = false;
-      if constexpr (Words::kWholeRows) {
-        if (width == kFc2Panel) {
-          rows = w2t;
-          row_offset = channel;
-          in_place = true;
-        }
-      }
-      if (!in_place) {
-        if (width < kFc2Panel) memset(scratch.w2t, 0, sizeof(float) * kFc2Panel * (size_t)words);
-        stack_block<Words>(w2t, channel, columns, width, scratch.w2t, kFc2Panel);
-      }
-      for (int t = 0; t < task.tokens; t += kFc2Tokens) {
+      block.pack_rows(channel, width, scratch.w2t);
+      for (int tile = 0; tile < tiles; ++tile) {
+        const int t = tile * kFc2Tokens;
         const Fc2Piece<Type> piece = {
             (Storage*)task.out + t * task.out_row_stride + channel, task.out_row_stride,
             task.tokens - t < kFc2Tokens ? task.tokens - t : kFc2Tokens, width};
-        float* sums = scratch.sums + t * stride + channel;
-        if (last) prefetch_piece(piece);
-        fc2_tile<Words>(delta + t, delta_stride, rows, row_offset, words, begin == 0, sums, stride);
-        if (last) add_sums(piece, sums, stride);
+        float* sums = scratch.sums + (panel * kFc2Tiles + tile) * (kFc2Tokens * kFc2Panel);
+        if (next.columns == 0) prefetch_piece(piece);
+        fc2_tile<Words>(scratch.delta + t * kFc2Words, scratch.w2t, block.words(), begin == 0,
+                        ahead, sums);
+        if (next.columns == 0) add_sums(piece, sums);
       }
     }
   }
