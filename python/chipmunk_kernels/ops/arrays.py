@@ -211,9 +211,9 @@ def library_of(op: str, argument: str, array: Any) -> ArrayLibrary:
     """
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        registered: Any = sys.modules.get("chipmunk_kernels.torch_library")
-        if registered is None:
-            from chipmunk_kernels import torch_library as registered
+        # torch.compile may trace this first call: it knows an import, not a look into sys.modules
+        import chipmunk_kernels.torch_library as registered
+
         return registered.TORCH
     if isinstance(array, np.ndarray):
         return _NUMPY
