@@ -185,6 +185,14 @@ ERRORS = {
         lambda: sparse(rest=PART[0]),
         "column_sparse_attention: rest: expected a pair (out, lse), got torch.Tensor",
     ),
+    "rest without out": (
+        lambda: sparse(rest=(None, PART[1])),
+        "column_sparse_attention: rest.out: expected an array that DLPack can share, got NoneType",
+    ),
+    "k is missing": (
+        lambda: dense(k=None),
+        "dense_attention: k: expected an array that DLPack can share, got NoneType",
+    ),
     "columns is no ColumnLists": (
         lambda: sparse((LISTS.indices, LISTS.counts)),
         "column_sparse_attention: columns: expected ColumnLists, got tuple",
@@ -530,6 +538,11 @@ WRONG_RANKS = {
     "mask": (
         lambda: ck.columns_from_mask(torch.tensor(True)),
         "columns_from_mask: mask: expected shape [*lead, groups, n], got []",
+    ),
+    "columns.counts": (
+        lambda: sparse(lists(counts=None)),
+        "column_sparse_attention: columns.counts: expected an array that DLPack can share, "
+        "got NoneType",
     ),
     "dtype of mask": (
         lambda: ck.columns_from_mask(f32(2, 3) + 9),

@@ -36,8 +36,9 @@ def call(
 
 def validate(op: str, indices: Any, counts: Any, n: int, to_host: Callable[[Any], Any]) -> None:
     """`_core.validate_columns` on a copy on the CPU, with errors in the name of `op`."""
+    indices, counts = (a if a is None else to_host(a) for a in (indices, counts))
     try:
-        _core.validate_columns(to_host(indices), to_host(counts), n)
+        _core.validate_columns(indices, counts, n)
     except ValueError as error:
         raise ValueError(str(error).replace("validate_columns", op, 1)) from None
 
