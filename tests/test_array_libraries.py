@@ -111,6 +111,22 @@ def test_what_jax_cannot_do_is_unsupported():
         ck.MlpCache.from_dense(q[0], q[0, 0], None, q[0, 0], None, "relu")
 
 
+def test_jax_in_checked_mode(monkeypatch):
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    monkeypatch.setenv("CHIPMUNK_CHECK", "1")
+    mask = jax.numpy.ones((2, 9), bool)
+    assert ck.columns_from_mask(mask).to_mask(9).sum() == 18
+    with pytest.raises(ValueError, match="mask: expected at most capacity=8 columns in a row"):
+        ck.columns_from_mask(mask, capacity=8)
+
+
+def test_a_jax_array_of_another_dtype_is_named():
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    q = jax.numpy.zeros((1, 1, 70, 64))
+    with pytest.raises(ValueError, match=r"dense_attention: q: expected dtype .* got int8"):
+        ck.dense_attention(q.astype("int8"), q, q)
+
+
 class OldCapsules:
     """A library from before DLPack 1.0: no max_version, unversioned capsules."""
 
@@ -142,6 +158,7 @@ def test_capsules_old_and_new(wrap):
 
 def test_a_host_buffer_outlives_its_export():
     buffer = _core.HostBuffer([3, 4], "float32")
+    assert buffer.shape == (3, 4)
     array = torch.from_dlpack(buffer)
     assert array.shape == (3, 4)
     array.fill_(2.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -234,6 +235,25 @@ def test_many_python_threads_at_once(device):
         for out, lse in pool.map(run, range(64)):
             assert torch.equal(out, expected[0])
             assert torch.equal(lse, expected[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
+def test_fewer_threads_will_do():
+    """Where the system gives no thread: too little address space for another one's stack."""
+    program = """
+import resource
+import numpy as np
+from chipmunk_kernels import _core
+q = np.random.default_rng(0).normal(size=(1, 4, 600, 64)).astype(np.float32)
+outs = [(np.zeros_like(q), np.zeros(q.shape[:-1], np.float32)) for _ in range(2)]
+_core.dense_attention(q, q, q, None, *outs[0], 1)
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (6 << 20),) * 2)
+_core.dense_attention(q, q, q, None, *outs[1], 3)
+assert np.array_equal(outs[0][0], outs[1][0])
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("library", ["torch", "numpy"])

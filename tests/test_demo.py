@@ -482,6 +482,36 @@ def test_out_that_is_a_file_is_refused(weights: Path, capsys: pytest.CaptureFixt
     assert "demo: --out: expected a folder, got the file" in capsys.readouterr().err
 
 
+def test_out_that_cannot_be_written_is_refused_before_drawing(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below_a_file = weights / "out"
+    options = ["--weights", str(weights), "--prompt", "cat", "--out", str(below_a_file)]
+    assert main(["demo", *options]) == 2
+    captured = capsys.readouterr()
+    assert "demo: --out: expected a folder that can be written, got" in captured.err
+    assert "dense" not in captured.out
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all, but longer than a header"])
+def test_weights_of_another_kind_are_refused(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(content)
+    assert main(["demo", "--weights", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "--weights: expected a file from bench/train_demo.py, got" in capsys.readouterr().err
+
+
+def test_numbers_of_a_run_that_diverged_are_written(tmp_path: Path) -> None:
+    state = [torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), math.nan)]
+    runs = [run_of("dense", [1.0, 1.0], state), run_of("sparse", [1.0, 1.0], state)]
+    report.write(tmp_path, settings(prompts=("cat",)), runs, {})
+    sparse = json.loads((tmp_path / "results.json").read_text())["runs"][1]
+    assert sparse["error_per_step"] == ["nan", "nan"]
+    assert sparse["psnr"] == "inf"
+
+
 def test_the_command_writes_pictures_plot_and_numbers(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

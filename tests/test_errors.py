@@ -57,8 +57,13 @@ def fc2(delta=DELTA, w2t=W2T, columns=MLP_LISTS, out=None):
     return ck.column_sparse_fc2(delta, w2t, columns, f32(1, 200, 16) if out is None else out)
 
 
-def mlp(cache, w2t=W2T):
-    return ck.column_sparse_mlp(X, W1, B1, w2t, MLP_LISTS, cache, activation="gelu")
+def mlp(cache=None, w2t=W2T, columns=MLP_LISTS):
+    cache = ck.MlpCache(CACHE, f32(1, 200, 16)) if cache is None else cache
+    return ck.column_sparse_mlp(X, W1, B1, w2t, columns, cache, activation="gelu")
+
+
+def from_dense(b2=None, w2t=W2T, x=X):
+    return ck.MlpCache.from_dense(x, W1, B1, w2t, b2, "gelu")
 
 
 def select(scores=None, **options):
@@ -180,6 +185,14 @@ ERRORS = {
         lambda: sparse(rest=PART[0]),
         "column_sparse_attention: rest: expected a pair (out, lse), got torch.Tensor",
     ),
+    "rest without out": (
+        lambda: sparse(rest=(None, PART[1])),
+        "column_sparse_attention: rest.out: expected an array that DLPack can share, got NoneType",
+    ),
+    "k is missing": (
+        lambda: dense(k=None),
+        "dense_attention: k: expected an array that DLPack can share, got NoneType",
+    ),
     "columns is no ColumnLists": (
         lambda: sparse((LISTS.indices, LISTS.counts)),
         "column_sparse_attention: columns: expected ColumnLists, got tuple",
@@ -225,8 +238,54 @@ ERRORS = {
         "column_sparse_fc2: w2t: expected shape [hidden, out_channels=16], got [48, 17]",
     ),
     "b2": (
-        lambda: ck.MlpCache.from_dense(X, W1, B1, W2T, f32(1), "gelu"),
+        lambda: from_dense(f32(1)),
         "from_dense: b2: expected shape [out_channels=16], got [1]",
+    ),
+    "b2's dtype": (
+        lambda: from_dense(f32(16).half()),
+        "from_dense: b2: expected dtype float32 as x, got float16",
+    ),
+    "b2's device": (
+        lambda: from_dense(f32(16).to("meta")),
+        "from_dense: b2: expected device cpu as x, got meta",
+    ),
+    "b2 is a list": (
+        lambda: ck.MlpCache.from_dense(
+            X.numpy(), W1.numpy(), None, W2T.numpy(), [0.0] * 16, "gelu"
+        ),
+        "from_dense: b2: expected an array that DLPack can share, got list",
+    ),
+    "w2t of the dense MLP": (
+        lambda: from_dense(w2t=f32(40, 16)),
+        "column_sparse_mlp: w2t: expected shape [hidden=48, out_channels], got [40, 16]",
+    ),
+    "w2t unlike w1": (
+        lambda: mlp(w2t=f32(40, 16)),
+        "column_sparse_mlp: w2t: expected shape [hidden=48, out_channels], got [40, 16]",
+    ),
+    "output unlike w2t": (
+        lambda: mlp(w2t=f32(48, 17)),
+        "column_sparse_mlp: cache.output: expected shape [batch=1, tokens=200, out_channels=17], "
+        "got [1, 200, 16]",
+    ),
+    "lists are lists": (
+        lambda: ck.column_sparse_fc1(
+            X.numpy(),
+            W1.numpy(),
+            None,
+            ck.ColumnLists([[[1]]], [[1]], 128),
+            CACHE.numpy(),
+            activation="gelu",
+        ),
+        "column_sparse_fc1: columns.indices: expected an array that DLPack can share, got list",
+    ),
+    "k is a list": (
+        lambda: ck.dense_attention_column_sums(Q.numpy(), [1.0], K.numpy()),
+        "dense_attention_column_sums: k: expected an array that DLPack can share, got list",
+    ),
+    "out is no ColumnLists": (
+        lambda: select(count=3, out=LISTS.indices),
+        "select_columns: out: expected ColumnLists, got torch.Tensor",
     ),
     "always": (
         lambda: select(count=3, always=torch.zeros(19, dtype=torch.bool)),
@@ -272,6 +331,28 @@ ERRORS = {
     "capacity": (
         lambda: ck.columns_from_mask(torch.zeros(2, 3, dtype=torch.bool), capacity=-1),
         "columns_from_mask: capacity: expected a number of columns >= 0, got -1",
+    ),
+    "a fraction as count": (
+        lambda: select(count=2.5),
+        "select_columns: count: expected a number of columns >= 0, got 2.5",
+    ),
+    "negative n": (
+        lambda: LISTS.to_mask(-1),
+        "columns_to_mask: n: expected a number of columns >= 0, got -1",
+    ),
+    "query_group": (
+        lambda: sums(query_group=0),
+        "dense_attention_column_sums: query_group: expected a positive number, got 0",
+    ),
+    "large query_group": (
+        lambda: sums(query_group=2**40),
+        "dense_attention_column_sums: query_group: expected a positive number below 2^31, "
+        "got 1099511627776",
+    ),
+    "large query_group of lists": (
+        lambda: sparse(lists(query_group=2**31)),
+        "column_sparse_attention: columns.query_group: expected a positive number below 2^31, "
+        "got 2147483648",
     ),
     "softmax_scale": (
         lambda: dense(softmax_scale=math.inf),
@@ -330,6 +411,40 @@ ERRORS = {
         ),
         "column_sparse_fc1: packed_delta: expected memory apart from activation_cache, got memory "
         "that overlaps it",
+    ),
+    "activations and output overlap": (
+        lambda: mlp(
+            ck.MlpCache(
+                SHARED[: 48 * 200].view(1, 48, 200), SHARED[4000 : 4000 + 3200].view(1, 200, 16)
+            )
+        ),
+        "column_sparse_mlp: cache.output: expected memory apart from cache.activations, got memory "
+        "that overlaps it",
+    ),
+    "w2t in the activations": (
+        lambda: mlp(ck.MlpCache(CACHE, f32(1, 200, 16)), w2t=CACHE.view(-1)[:768].view(48, 16)),
+        "column_sparse_mlp: cache.activations: expected memory apart from w2t, got memory that "
+        "overlaps it",
+    ),
+    "lists in the output": (
+        lambda: mlp(
+            ck.MlpCache(CACHE, SHARED[:3200].view(1, 200, 16)),
+            columns=ck.ColumnLists(SHARED[:10].view(torch.int32).view(1, 2, 5), i32(1, 2), 128),
+        ),
+        "column_sparse_mlp: cache.output: expected memory apart from columns.indices, got memory "
+        "that overlaps it",
+    ),
+    "read-only activations": (
+        lambda: ck.column_sparse_mlp(
+            X.numpy(),
+            W1.numpy(),
+            None,
+            W2T.numpy(),
+            ck.ColumnLists(MLP_LISTS.indices.numpy(), MLP_LISTS.counts.numpy(), 128),
+            ck.MlpCache(READ_ONLY.reshape(-1)[: 48 * 200].reshape(1, 48, 200), f32(1, 200, 16)),
+            activation="gelu",
+        ),
+        "column_sparse_mlp: cache.activations: expected a writable array, got a read-only one",
     ),
     "cache is no MlpCache": (
         lambda: mlp((CACHE, f32(1, 200, 16))),
@@ -403,6 +518,46 @@ def test_checked_mode_looks_into_the_lists(op, monkeypatch):
     monkeypatch.setenv("CHIPMUNK_CHECK", "1")
     with pytest.raises(ValueError, match=rf"^{op}: .*{message}"):
         call()
+
+
+WRONG_RANKS = {
+    "k": (
+        lambda: sparse(k=K[0, 0]),
+        "column_sparse_attention: k: expected shape [batch, kv_heads, keys, head_dim], "
+        "got [50, 64]",
+    ),
+    "activation_cache": (
+        lambda: fc1(cache=f32(5)),
+        "column_sparse_fc1: activation_cache: expected shape [batch=1, hidden=48, tokens=200], "
+        "got [5]",
+    ),
+    "w2t": (
+        lambda: fc2(w2t=torch.tensor(0.0)),
+        "column_sparse_fc2: w2t: expected shape [hidden, out_channels=16], got []",
+    ),
+    "mask": (
+        lambda: ck.columns_from_mask(torch.tensor(True)),
+        "columns_from_mask: mask: expected shape [*lead, groups, n], got []",
+    ),
+    "columns.counts": (
+        lambda: sparse(lists(counts=None)),
+        "column_sparse_attention: columns.counts: expected an array that DLPack can share, "
+        "got NoneType",
+    ),
+    "dtype of mask": (
+        lambda: ck.columns_from_mask(f32(2, 3) + 9),
+        "columns_from_mask: mask: expected dtype bool, got float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_RANKS)
+def test_checked_mode_leaves_other_mistakes_to_the_op(name, monkeypatch):
+    call, message = WRONG_RANKS[name]
+    monkeypatch.setenv("CHIPMUNK_CHECK", "1")
+    with pytest.raises(ValueError, match=r": expected ") as error:
+        call()
+    assert str(error.value) == message
 
 
 def test_checked_mode_lets_good_lists_pass(monkeypatch):

@@ -72,7 +72,10 @@ def imports(path: Path) -> list[str]:
     return [a or b for a, b in found]
 
 
-@pytest.mark.parametrize("path", sorted((PYTHON / "dit").glob("*.py")), ids=lambda p: p.name)
+DIT = sorted((PYTHON / "dit").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", DIT, ids=lambda p: p.relative_to(PYTHON).as_posix())
 def test_dit_uses_public_ops_only(path: Path) -> None:
     private = re.compile(r"chipmunk_kernels\.(_core|ops|torch_library|reference)\b|\.\.(_core|ops)")
     assert [name for name in imports(path) if private.search(name)] == []

@@ -96,11 +96,13 @@ def test_column_sparse_fc2(device, data):
     delta.masked_fill_(past[..., None], math.nan)
     delta = laid_out(delta, case.layout if case.layout != "transposed" else "contiguous")
     native_out, exact_out = out.clone(), out.double()
+    # of what is added up: a lone output may come out near 0
+    terms = max(largest(out), largest(delta) * largest(w2t))
     with threads(case.threads):
         assert ck.column_sparse_fc2(delta, w2t, columns, out) is out
     native = reference.column_sparse_fc2(delta, w2t, *lists, native_out)
     exact = reference.column_sparse_fc2(*doubled(delta, w2t), *lists, exact_out)
-    sums = rounding_of_sums(case.hidden, largest(exact))
+    sums = rounding_of_sums(case.hidden, max(largest(exact), terms))
     assert_as_good_as_torch(out, native, exact, "out", sums=sums)
 
 
@@ -112,6 +114,7 @@ def test_column_sparse_mlp(device, data):
     columns = poisoned_lists(case.mask(device), 128, layout=case.layout)
     lists = (columns.indices, columns.counts)
     native = activations.clone(), output.clone()
+    before = largest(output)
     exact = activations.double(), output.double()
     cache = ck.MlpCache(activations, output)
     with threads(case.threads):
@@ -123,7 +126,7 @@ def test_column_sparse_mlp(device, data):
     units = rounding_of_units(x, w1, b1, case.activation)
     assert_as_good_as_torch(cache.activations, native[0], exact[0], "activations", sums=units)
     sums = units * case.hidden**0.5 * largest(w2t) + rounding_of_sums(
-        case.hidden, largest(exact[1])
+        case.hidden, max(largest(exact[1]), before)
     )
     assert_as_good_as_torch(out, native[1], exact[1], "output", sums=sums)
 
@@ -175,10 +178,10 @@ def test_fc2_that_refuses_leaves_the_cache_alone(device):
     activations, output = CASE.cache(device)
     before = activations.clone()
     columns = poisoned_lists(CASE.mask(device), 128)
-    with pytest.raises(ValueError, match=r"column_sparse_fc2: w2t: expected shape"):
-        ck.column_sparse_mlp(
-            x, w1, b1, w2t[:, :5], columns, ck.MlpCache(activations, output), activation="gelu_tanh"
-        )
+    cache = ck.MlpCache(activations, output)
+    for wrong, argument in ((w2t[:, :5], "cache.output"), (w2t[:-1], "w2t")):
+        with pytest.raises(ValueError, match=rf"column_sparse_mlp: {argument}: expected shape"):
+            ck.column_sparse_mlp(x, w1, b1, wrong, columns, cache, activation="gelu_tanh")
     assert torch.equal(activations, before)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -152,6 +155,19 @@ def test_compile_fullgraph(device, name, backend):
     compiled = torch.compile(function, fullgraph=True, backend=backend)
     assert_same(compiled(*args), expected)
     assert_same(compiled(*args), expected)
+
+
+def test_compile_where_torch_was_imported_last():
+    """As import sorters have it: the first op registers the operators while it is traced."""
+    program = """
+import chipmunk_kernels as ck
+import torch
+q = torch.randn(1, 2, 70, 64)
+run = torch.compile(lambda x: ck.dense_attention(x, x, x)[0] + 1, fullgraph=True, backend="eager")
+assert torch.equal(run(q), ck.dense_attention(q, q, q)[0] + 1)
+assert torch.ops.chipmunk_kernels.dense_attention
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_compile_with_dynamic_shapes(device):

@@ -4,10 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstdint>
 #include <optional>
+#include <string>
 
 #include "bindings/bind.h"
 #include "bindings/borrowed_tensor.h"
+#include "chipmunk_kernels/error.h"
 
 namespace chipmunk::python {
 namespace py = pybind11;
@@ -20,6 +23,14 @@ using OptionalScale = std::optional<float>;
 float scale_or_default(OptionalScale scale, const TensorView& q) {
   if (scale || q.rank == 0) return scale.value_or(1.0F);
   return 1.0F / std::sqrt(static_cast<float>(q.shape[q.rank - 1]));
+}
+
+// Python's numbers are wider than the ops'; whether this one is positive, they check themselves.
+int32_t to_int32(const char* op, const char* argument, int64_t number) {
+  const auto narrow = static_cast<int32_t>(number);
+  if (narrow == number) return narrow;
+  throw InvalidArgument(std::string(op) + ": " + argument +
+                        ": expected a positive number below 2^31, got " + std::to_string(number));
 }
 
 void bind_dense(py::module_& m) {
@@ -42,7 +53,7 @@ void bind_dense(py::module_& m) {
 
   m.def(
       "dense_attention_column_sums",
-      [](py::handle q, py::handle k, py::handle v, py::handle reference_lse, int32_t query_group,
+      [](py::handle q, py::handle k, py::handle v, py::handle reference_lse, int64_t query_group,
          OptionalScale softmax_scale, py::handle out, py::handle lse, py::handle column_sums,
          int cpu_threads, OptionalStream stream) {
         Loan loan("dense_attention_column_sums", stream);
@@ -52,10 +63,11 @@ void bind_dense(py::module_& m) {
         const auto reference = loan.borrow_optional("reference_lse", reference_lse);
         const AttentionPart result{loan.borrow("out", out), loan.borrow("lse", lse)};
         const TensorView sums = loan.borrow("column_sums", column_sums);
+        const int32_t group = to_int32("dense_attention_column_sums", "query_group", query_group);
         loan.run(cpu_threads, [&](const Context& context) {
           dense_attention_column_sums(q_view, k_view, v_view, reference ? &*reference : nullptr,
-                                      query_group, scale_or_default(softmax_scale, q_view), result,
-                                      sums, context);
+                                      group, scale_or_default(softmax_scale, q_view), result, sums,
+                                      context);
         });
       },
       "q"_a, "k"_a, "v"_a, "reference_lse"_a, "query_group"_a, "softmax_scale"_a, "out"_a, "lse"_a,
@@ -66,14 +78,15 @@ void bind_column_sparse(py::module_& m) {
   m.def(
       "column_sparse_attention",
       [](py::handle q, py::handle k, py::handle v, py::handle indices, py::handle counts,
-         int32_t query_group, py::handle rest_out, py::handle rest_lse, OptionalScale softmax_scale,
+         int64_t query_group, py::handle rest_out, py::handle rest_lse, OptionalScale softmax_scale,
          py::handle out, py::handle lse, int cpu_threads, OptionalStream stream) {
         Loan loan("column_sparse_attention", stream);
         const TensorView q_view = loan.borrow("q", q);
         const TensorView k_view = loan.borrow("k", k);
         const TensorView v_view = loan.borrow("v", v);
-        const ColumnLists columns{loan.borrow("columns.indices", indices),
-                                  loan.borrow("columns.counts", counts), query_group};
+        const ColumnLists columns{
+            loan.borrow("columns.indices", indices), loan.borrow("columns.counts", counts),
+            to_int32("column_sparse_attention", "columns.query_group", query_group)};
         std::optional<AttentionPart> rest;
         if (!rest_out.is_none()) {
           rest = {loan.borrow("rest.out", rest_out), loan.borrow("rest.lse", rest_lse)};

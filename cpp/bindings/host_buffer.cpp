@@ -102,6 +102,8 @@ py::capsule dlpack(const HostBuffer& buffer, const py::object&,
 void bind_host_buffer(py::module_& m) {
   py::class_<HostBuffer>(m, "HostBuffer")
       .def(py::init<std::vector<int64_t>, std::string_view>(), "shape"_a, "dtype"_a)
+      .def_property_readonly(
+          "shape", [](const HostBuffer& buffer) { return py::tuple(py::cast(buffer.shape)); })
       .def("__dlpack__", &dlpack, py::kw_only(), "stream"_a = py::none(),
            "max_version"_a = py::none(), "dl_device"_a = py::none(), "copy"_a = py::none())
       .def("__dlpack_device__", [](const HostBuffer&) { return py::make_tuple(int{kDLCPU}, 0); });

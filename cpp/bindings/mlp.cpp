@@ -41,14 +41,6 @@ ColumnLists borrow_lists(Loan& loan, py::handle indices, py::handle counts) {
           kMlpQueryGroup};
 }
 
-// Throws what column_sparse_fc2 would throw; with no columns at all it changes nothing.
-void check_fc2(TensorView packed_delta, const TensorView& w2t, ColumnLists columns,
-               const TensorView& out, const Context& context) {
-  if (packed_delta.rank == 4) packed_delta.shape[2] = 0;
-  columns.indices.shape[columns.indices.rank - 1] = 0;
-  column_sparse_fc2(packed_delta, w2t, columns, out, context);
-}
-
 void bind_whole(py::module_& m) {
   m.def(
       "column_sparse_mlp",
@@ -62,17 +54,12 @@ void bind_whole(py::module_& m) {
         const TensorView w2t_view = loan.borrow("w2t", w2t);
         const ColumnLists columns = borrow_lists(loan, indices, counts);
         const Activation kind = activation_named("column_sparse_mlp", activation);
-        const TensorView cache_view = loan.borrow("cache.activations", activation_cache);
+        const MlpCache cache{loan.borrow("cache.activations", activation_cache),
+                             loan.borrow("cache.output", out)};
         const TensorView delta_view = loan.borrow("packed_delta", packed_delta);
-        const TensorView out_view = loan.borrow("cache.output", out);
         loan.run(cpu_threads, [&](const Context& context) {
-          // fc1 must not touch the cache if fc2 is going to refuse its arguments
-          if (columns.indices.rank > 0) {
-            check_fc2(delta_view, w2t_view, columns, out_view, context);
-          }
-          column_sparse_fc1(x_view, w1_view, b1_view ? &*b1_view : nullptr, columns, kind,
-                            cache_view, delta_view, context);
-          column_sparse_fc2(delta_view, w2t_view, columns, out_view, context);
+          column_sparse_mlp(x_view, w1_view, b1_view ? &*b1_view : nullptr, w2t_view, columns, kind,
+                            cache, delta_view, context);
         });
       },
       "x"_a, "w1"_a, "b1"_a, "w2t"_a, "indices"_a, "counts"_a, "activation"_a, "activation_cache"_a,

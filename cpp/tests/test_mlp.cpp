@@ -149,6 +149,10 @@ struct Mlp {
   void fc2(int threads = 0) const {
     chipmunk::column_sparse_fc2(delta, w2t, lists(), out, Context{.cpu_threads = threads});
   }
+  void whole(int threads = 0) const {
+    chipmunk::column_sparse_mlp(x, w1, bias ? &b1.view() : nullptr, w2t, lists(), activation,
+                                {cache, out}, delta, Context{.cpu_threads = threads});
+  }
 };
 
 // Compares with double loops; adds what differs to `tests`. Values that came out infinite or NaN
@@ -605,6 +609,89 @@ void add_message_tests(testing::Tests& tests) {
   });
 }
 
+void add_whole_tests(testing::Tests& tests) {
+  tests.add("column_sparse_mlp: fc1, then fc2", [&] {
+    for (const Activation activation : {Activation::kSilu, Activation::kGeglu}) {
+      for (const DType dtype : kDtypes) {
+        const Shape shape{2, 200, 24, 40, 30, 20};
+        const Mlp apart(shape, activation, dtype, 5, true),
+            whole(shape, activation, dtype, 5, true);
+        apart.fc1();
+        apart.fc2();
+        whole.whole();
+        tests.check(whole.cache.same_bits(apart.cache), "activations");
+        tests.check(whole.out.same_bits(apart.out), "output");
+      }
+    }
+    const Mlp no_output({1, 130, 8, 10, 0, 5}, Activation::kRelu, DType::kFloat32, 2, false);
+    const Mlp expected({1, 130, 8, 10, 0, 5}, Activation::kRelu, DType::kFloat32, 2, false);
+    no_output.whole();
+    expected.fc1();
+    tests.check(no_output.cache.same_bits(expected.cache), "without output channels");
+  });
+
+  tests.add("column_sparse_mlp: messages", [&] {
+    const Mlp m({2, 200, 8, 10, 6, 4}, Activation::kGelu, DType::kFloat32, 1, false);
+    const Tensor old_cache = m.cache.clone(), old_out = m.out.clone();
+    struct Arguments {
+      TensorView x, w1, b1, w2t;
+      ColumnLists columns;
+      chipmunk::MlpCache cache;
+      TensorView delta;
+    };
+    const auto expect = [&](auto&& change, const std::string& expected) {
+      Arguments a{m.x, m.w1, m.b1, m.w2t, m.lists(), {m.cache, m.out}, m.delta};
+      change(a);
+      const std::string got = message_of<InvalidArgument>([&] {
+        chipmunk::column_sparse_mlp(a.x, a.w1, &a.b1, a.w2t, a.columns, m.activation, a.cache,
+                                    a.delta, Context{});
+      });
+      tests.check(got == "column_sparse_mlp: " + expected,
+                  "expected '" + expected + "', got '" + got + "'");
+    };
+    const auto f32 = [](std::initializer_list<int64_t> dims) {
+      return Tensor(DType::kFloat32, dims);
+    };
+    const std::string overlap = ", got memory that overlaps it";
+    using A = Arguments;
+    expect([&](A& a) { a.x = f32({200, 8}); },
+           "x: expected shape [batch, tokens, channels], got [200, 8]");
+    expect([&](A& a) { a.columns.query_group = 64; }, "columns.query_group: expected 128, got 64");
+    expect([&](A& a) { a.cache.activations = f32({2, 11, 200}); },
+           "cache.activations: expected shape [batch=2, hidden=10, tokens=200], got [2, 11, 200]");
+    expect([&](A& a) { a.cache.activations.read_only = true; },
+           "cache.activations: expected a writable array, got a read-only one");
+    expect([&](A& a) { a.w2t = f32({9, 6}); },
+           "w2t: expected shape [hidden=10, out_channels], got [9, 6]");
+    expect([&](A& a) { a.w2t = f32({6}); },
+           "w2t: expected shape [hidden=10, out_channels], got [6]");
+    expect([&](A& a) { a.w2t.dtype = DType::kFloat16; },
+           "w2t: expected dtype float32 as x, got float16");
+    expect([&](A& a) { a.cache.output = f32({2, 200, 7}); },
+           "cache.output: expected shape [batch=2, tokens=200, out_channels=6], got [2, 200, 7]");
+    expect([&](A& a) { a.cache.output.dtype = DType::kBFloat16; },
+           "cache.output: expected dtype float32 as x, got bfloat16");
+    expect([&](A& a) { a.cache.output.read_only = true; },
+           "cache.output: expected a writable array, got a read-only one");
+    expect([&](A& a) { a.delta = f32({2, 2, 3, 128}); },
+           "packed_delta: expected shape [batch=2, groups=2, capacity=4, query_group=128], got "
+           "[2, 2, 3, 128]");
+    expect([&](A& a) { a.cache.output.data = a.cache.activations.data; },
+           "cache.output: expected memory apart from cache.activations" + overlap);
+    expect([&](A& a) { a.w2t.data = a.cache.activations.data; },
+           "cache.activations: expected memory apart from w2t" + overlap);
+    expect([&](A& a) { a.w2t.data = a.cache.output.data; },
+           "cache.output: expected memory apart from w2t" + overlap);
+    expect([&](A& a) { a.delta.data = a.cache.output.data; },
+           "cache.output: expected memory apart from packed_delta" + overlap);
+    expect([&](A& a) { a.columns.indices.data = a.cache.output.data; },
+           "cache.output: expected memory apart from columns.indices" + overlap);
+    expect([&](A& a) { a.x.data = a.cache.output.data; },
+           "cache.output: expected memory apart from x" + overlap);
+    tests.check(m.cache.same_bits(old_cache) && m.out.same_bits(old_out), "nothing was written");
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -612,5 +699,6 @@ int main() {
   add_value_tests(tests);
   add_poison_tests(tests);
   add_message_tests(tests);
+  add_whole_tests(tests);
   return tests.run();
 }

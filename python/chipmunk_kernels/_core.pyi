@@ -30,6 +30,8 @@ class HostBuffer:
     """Uninitialised row-major memory that other libraries take in through DLPack."""
 
     def __init__(self, shape: list[int] | tuple[int, ...], dtype: str) -> None: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
     def __dlpack__(
         self,
         *,

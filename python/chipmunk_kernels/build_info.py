@@ -23,7 +23,7 @@ class Info:
 
     version: str
     cpu_isa: str
-    """The instruction set in use: "baseline", "avx2", "avx512"."""
+    """The instruction set in use: "baseline", "avx2", "avx512", "avx512_bf16"."""
     cpu_isas: tuple[str, ...]
     """Every one that is compiled in and runs here; CHIPMUNK_CPU_ISA forces one."""
     cpu_threads: int

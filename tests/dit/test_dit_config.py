@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -126,6 +128,10 @@ def test_kept_numbers():
         (
             lambda: dit.StepCacheConfig(threshold=0),
             "StepCacheConfig: threshold: expected more than 0, got 0",
+        ),
+        (
+            lambda: dit.StepCacheConfig(threshold=math.nan),
+            "StepCacheConfig: threshold: expected more than 0, got nan",
         ),
         (
             lambda: dit.ChipmunkConfig(dense_layers=-1),

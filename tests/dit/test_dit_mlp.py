@@ -117,6 +117,18 @@ def test_changed_weights_are_noticed(dtype):
         close(mlp(tokens(step, dtype)), dense_mlp(fc1, fc2, "relu", tokens(step, dtype)))
 
 
+def test_another_dtype_in_the_middle_of_a_generation():
+    fc1, fc2 = make_mlp(torch.float32)
+    mlp = dit.SparseMlp(mlp_config(fraction=1.0), fc1, fc2, "relu")
+    mlp(tokens(0, torch.float32))
+    mlp.bfloat16()
+    x = tokens(1, torch.bfloat16)
+    expected = nn.functional.linear(
+        nn.functional.linear(x, fc1.weight, fc1.bias).relu(), fc2.weight, fc2.bias
+    )
+    torch.testing.assert_close(mlp(x), expected, rtol=0.02, atol=0.02)
+
+
 def test_mlp_branches_generations_and_shapes(dtype):
     fc1, fc2 = make_mlp(dtype)
     progress, config = dit.Progress(), mlp_config(fraction=0.3)

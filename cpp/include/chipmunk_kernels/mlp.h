@@ -40,4 +40,17 @@ CHIPMUNK_API void column_sparse_fc2(const TensorView& packed_delta, const Tensor
                                     const ColumnLists& columns, const TensorView& out,
                                     const Context& context);
 
+// What the MLP keeps from one step to the next.
+struct MlpCache {
+  TensorView activations;  // [batch, hidden, tokens]
+  TensorView output;       // [batch, tokens, out_channels]
+};
+
+// column_sparse_fc1, then column_sparse_fc2, on a cache; `packed_delta` is working memory. All
+// arguments are checked before anything is written.
+CHIPMUNK_API void column_sparse_mlp(const TensorView& x, const TensorView& w1, const TensorView* b1,
+                                    const TensorView& w2t, const ColumnLists& columns,
+                                    Activation activation, const MlpCache& cache,
+                                    const TensorView& packed_delta, const Context& context);
+
 }  // namespace chipmunk

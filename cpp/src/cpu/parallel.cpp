@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <list>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -45,10 +46,7 @@ class Pool {
  public:
   void run(Job& job) {
     std::unique_lock lock(mutex_);
-    while (static_cast<int>(threads_) < job.max_workers - 1) {
-      std::thread([this] { serve(); }).detach();
-      ++threads_;
-    }
+    while (threads_ < job.max_workers - 1 && start_thread()) ++threads_;
     const int worker = job.workers++;
     ++job.active;
     jobs_.push_back(&job);
@@ -64,6 +62,16 @@ class Pool {
   }
 
  private:
+  // False where the system has no more threads to give: the job does with those there are.
+  bool start_thread() {
+    try {
+      std::thread([this] { serve(); }).detach();
+      return true;
+    } catch (const std::system_error&) {
+      return false;
+    }
+  }
+
   void serve() {
     std::unique_lock lock(mutex_);
     for (;;) {

@@ -44,8 +44,8 @@ void check_apart_from_lists(const ArgChecker& check, const char* argument, const
 
 ColumnSparseFc1Params check_fc1(const ArgChecker& check, const TensorView& x, const TensorView& w1,
                                 const TensorView* b1, const ColumnLists& columns,
-                                Activation activation, const TensorView& cache,
-                                const TensorView& delta) {
+                                Activation activation, const char* cache_name,
+                                const TensorView& cache, const TensorView& delta) {
   check.rank("x", x, {"batch", "tokens", "channels"});
   check_first(check, "x", x);
   check.last_dim_contiguous("x", x);
@@ -66,10 +66,9 @@ ColumnSparseFc1Params check_fc1(const ArgChecker& check, const TensorView& x, co
   }
   const ColumnListsParams lists = check_mlp_lists(check, columns, batch, tokens, "x", x.device);
 
-  check.shape("activation_cache", cache,
-              {{"batch", batch}, {"hidden", hidden}, {"tokens", tokens}});
-  check_like(check, "activation_cache", cache, "x", x);
-  check.writable("activation_cache", cache);
+  check.shape(cache_name, cache, {{"batch", batch}, {"hidden", hidden}, {"tokens", tokens}});
+  check_like(check, cache_name, cache, "x", x);
+  check.writable(cache_name, cache);
   check.shape("packed_delta", delta,
               {{"batch", batch},
                {"groups", lists.groups},
@@ -79,13 +78,13 @@ ColumnSparseFc1Params check_fc1(const ArgChecker& check, const TensorView& x, co
   check.writable("packed_delta", delta);
 
   for (const auto& [argument, output] :
-       {std::pair{"activation_cache", &cache}, std::pair{"packed_delta", &delta}}) {
+       {std::pair{cache_name, &cache}, std::pair{"packed_delta", &delta}}) {
     check.no_overlap(argument, *output, "x", x);
     check.no_overlap(argument, *output, "w1", w1);
     if (b1 != nullptr) check.no_overlap(argument, *output, "b1", *b1);
     check_apart_from_lists(check, argument, *output, columns);
   }
-  check.no_overlap("packed_delta", delta, "activation_cache", cache);
+  check.no_overlap("packed_delta", delta, cache_name, cache);
 
   return {
       .dtype = x.dtype,
@@ -113,28 +112,29 @@ ColumnSparseFc1Params check_fc1(const ArgChecker& check, const TensorView& x, co
 
 ColumnSparseFc2Params check_fc2(const ArgChecker& check, const TensorView& delta,
                                 const TensorView& w2t, const ColumnLists& columns,
-                                const TensorView& out) {
-  check.rank("out", out, {"batch", "tokens", "out_channels"});
-  check_first(check, "out", out);
-  check.last_dim_contiguous("out", out);
-  check.writable("out", out);
+                                const char* out_name, const TensorView& out) {
+  check.rank(out_name, out, {"batch", "tokens", "out_channels"});
+  check_first(check, out_name, out);
+  check.last_dim_contiguous(out_name, out);
+  check.writable(out_name, out);
   const int64_t batch = out.shape[0], tokens = out.shape[1], out_channels = out.shape[2];
-  const ColumnListsParams lists = check_mlp_lists(check, columns, batch, tokens, "out", out.device);
+  const ColumnListsParams lists =
+      check_mlp_lists(check, columns, batch, tokens, out_name, out.device);
 
   check.shape("packed_delta", delta,
               {{"batch", batch},
                {"groups", lists.groups},
                {"capacity", lists.capacity},
                {"query_group", kMlpQueryGroup}});
-  check_like(check, "packed_delta", delta, "out", out);
+  check_like(check, "packed_delta", delta, out_name, out);
   if (w2t.rank != 2 || w2t.shape[1] != out_channels) {
     check.fail("w2t", "shape [hidden, out_channels=" + std::to_string(out_channels) + "]",
                to_string(w2t));
   }
-  check_like(check, "w2t", w2t, "out", out);
-  check.no_overlap("out", out, "packed_delta", delta);
-  check.no_overlap("out", out, "w2t", w2t);
-  check_apart_from_lists(check, "out", out, columns);
+  check_like(check, "w2t", w2t, out_name, out);
+  check.no_overlap(out_name, out, "packed_delta", delta);
+  check.no_overlap(out_name, out, "w2t", w2t);
+  check_apart_from_lists(check, out_name, out, columns);
 
   return {
       .dtype = out.dtype,
@@ -155,6 +155,38 @@ ColumnSparseFc2Params check_fc2(const ArgChecker& check, const TensorView& delta
   };
 }
 
+// Both halves, and what one of them writes against what the other reads.
+struct ColumnSparseMlpParams {
+  ColumnSparseFc1Params fc1;
+  ColumnSparseFc2Params fc2;
+};
+
+ColumnSparseMlpParams check_mlp(const ArgChecker& check, const TensorView& x, const TensorView& w1,
+                                const TensorView* b1, const TensorView& w2t,
+                                const ColumnLists& columns, Activation activation,
+                                const MlpCache& cache, const TensorView& delta) {
+  constexpr const char* kActivations = "cache.activations";
+  constexpr const char* kOutput = "cache.output";
+  const ColumnSparseFc1Params fc1 =
+      check_fc1(check, x, w1, b1, columns, activation, kActivations, cache.activations, delta);
+  if (w2t.rank != 2 || w2t.shape[0] != fc1.hidden) {
+    check.fail("w2t", "shape [hidden=" + std::to_string(fc1.hidden) + ", out_channels]",
+               to_string(w2t));
+  }
+  check_like(check, "w2t", w2t, "x", x);
+  check.shape(kOutput, cache.output,
+              {{"batch", fc1.batch}, {"tokens", fc1.tokens}, {"out_channels", w2t.shape[1]}});
+  check_like(check, kOutput, cache.output, "x", x);
+  const ColumnSparseFc2Params fc2 = check_fc2(check, delta, w2t, columns, kOutput, cache.output);
+  check.no_overlap(kOutput, cache.output, kActivations, cache.activations);
+  check.no_overlap(kActivations, cache.activations, "w2t", w2t);
+  check.no_overlap("packed_delta", delta, "w2t", w2t);
+  check.no_overlap(kOutput, cache.output, "x", x);
+  check.no_overlap(kOutput, cache.output, "w1", w1);
+  if (b1 != nullptr) check.no_overlap(kOutput, cache.output, "b1", *b1);
+  return {fc1, fc2};
+}
+
 }  // namespace
 
 void column_sparse_fc1(const TensorView& x, const TensorView& w1, const TensorView* b1,
@@ -162,8 +194,8 @@ void column_sparse_fc1(const TensorView& x, const TensorView& w1, const TensorVi
                        const TensorView& activation_cache, const TensorView& packed_delta,
                        const Context& context) {
   const ColumnSparseFc1Params params =
-      check_fc1(ArgChecker("column_sparse_fc1"), x, w1, b1, columns, activation, activation_cache,
-                packed_delta);
+      check_fc1(ArgChecker("column_sparse_fc1"), x, w1, b1, columns, activation, "activation_cache",
+                activation_cache, packed_delta);
   if (packed_delta.numel() == 0) return;
   switch (x.device.type) {
     case DeviceType::kCpu:
@@ -176,13 +208,33 @@ void column_sparse_fc1(const TensorView& x, const TensorView& w1, const TensorVi
 void column_sparse_fc2(const TensorView& packed_delta, const TensorView& w2t,
                        const ColumnLists& columns, const TensorView& out, const Context& context) {
   const ColumnSparseFc2Params params =
-      check_fc2(ArgChecker("column_sparse_fc2"), packed_delta, w2t, columns, out);
+      check_fc2(ArgChecker("column_sparse_fc2"), packed_delta, w2t, columns, "out", out);
   if (packed_delta.numel() == 0 || out.numel() == 0) return;
   switch (out.device.type) {
     case DeviceType::kCpu:
       return cpu::column_sparse_fc2(params, context.cpu_threads);
     case DeviceType::kCuda:
       return cuda::column_sparse_fc2(params, {out.device.index, context.stream});
+  }
+}
+
+void column_sparse_mlp(const TensorView& x, const TensorView& w1, const TensorView* b1,
+                       const TensorView& w2t, const ColumnLists& columns, Activation activation,
+                       const MlpCache& cache, const TensorView& packed_delta,
+                       const Context& context) {
+  const ColumnSparseMlpParams params = check_mlp(ArgChecker("column_sparse_mlp"), x, w1, b1, w2t,
+                                                 columns, activation, cache, packed_delta);
+  if (packed_delta.numel() == 0) return;
+  const bool has_output = cache.output.numel() > 0;
+  switch (x.device.type) {
+    case DeviceType::kCpu:
+      cpu::column_sparse_fc1(params.fc1, context.cpu_threads);
+      if (has_output) cpu::column_sparse_fc2(params.fc2, context.cpu_threads);
+      return;
+    case DeviceType::kCuda:
+      cuda::column_sparse_fc1(params.fc1, {x.device.index, context.stream});
+      if (has_output) cuda::column_sparse_fc2(params.fc2, {x.device.index, context.stream});
+      return;
   }
 }
 

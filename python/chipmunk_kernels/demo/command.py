@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import platform
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import chipmunk_kernels as ck
 
 from . import flow, report
-from .model import load_model
+from .model import DiffusionTransformer, load_model
 from .sample import Sampler, Settings, draw_all
+from .words import Vocabulary
 
 DEFAULT_PROMPTS = ("hamburger",)
 
@@ -91,12 +94,39 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def make_folder(out: Path) -> None:
+    """Makes the output folder now rather than after minutes of drawing. Raises OptionError where
+    nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise OptionError(f"demo: --out: expected a folder that can be written, got {out}")
+
+
+def load(
+    weights: Path | None, device: torch.device
+) -> tuple[DiffusionTransformer, Vocabulary, int]:
+    """Model, vocabulary and trained resolution. Raises OptionError for a file of another kind."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        return load_model(weights, device=device, dtype=dtype)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        if weights is None:
+            raise
+        raise OptionError(
+            f"demo: --weights: expected a file from bench/train_demo.py, got {weights} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Draws, prints the table and writes the files. Raises OptionError for bad options."""
     check(arguments)
     device = pick_device(arguments.device)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model, vocabulary, trained = load_model(arguments.weights, device=device, dtype=dtype)
+    model, vocabulary, trained = load(arguments.weights, device)
     prompts = tuple(arguments.prompt or DEFAULT_PROMPTS)
     ids: list[list[int]] = []
     for prompt in prompts:
@@ -119,9 +149,10 @@ def run(arguments: argparse.Namespace) -> None:
         dense_layers=arguments.dense_layers,
         controls=not arguments.no_controls,
     )
+    make_folder(arguments.out)
     if settings.resolution != trained:
         print(f"note: the model was trained at {trained} pixels; others look worse")
-    facts = machine_facts(device, dtype)
+    facts = machine_facts(device, model.patch_in.weight.dtype)
     print("\n".join(f"{name}: {value}" for name, value in facts.items()))
     words = torch.tensor(ids, device=device)
     _warm_up(model, words)

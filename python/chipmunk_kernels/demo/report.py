@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -164,12 +164,13 @@ def write(folder: Path, settings: Settings, runs: Sequence[Run], facts: dict[str
     return pictures
 
 
-def _finite(row: dict[str, object]) -> dict[str, object]:
-    """JSON knows no infinity: equal pictures have "inf" dB."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: equal pictures have "inf" dB, a run that diverged "nan" errors."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in cast("dict[str, Any]", value).items()}
+    if isinstance(value, tuple):
+        return [_finite(entry) for entry in cast("tuple[Any, ...]", value)]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _pictures(settings: Settings, runs: Sequence[Run]) -> Figure:

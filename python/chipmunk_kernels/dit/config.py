@@ -151,7 +151,7 @@ class StepCacheConfig:
             raise ValueError(
                 f"StepCacheConfig: skip_steps: expected none below 0, got {self.skip_steps}"
             )
-        if self.threshold is not None and self.threshold <= 0:
+        if self.threshold is not None and not self.threshold > 0:  # nor NaN
             raise ValueError(
                 f"StepCacheConfig: threshold: expected more than 0, got {self.threshold}"
             )

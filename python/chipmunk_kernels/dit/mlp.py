@@ -208,6 +208,7 @@ class SparseMlp(nn.Module):
             or self._w2t[0] is not weight
             or self._w2t[1] != version
             or self._w2t[2].device != weight.device
+            or self._w2t[2].dtype != weight.dtype
         ):
             self._w2t = weight, version, weight.detach().t().contiguous()
         return self._w2t[2]

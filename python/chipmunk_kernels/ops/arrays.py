@@ -168,11 +168,11 @@ class JaxArrays:
 
     def empty(self, shape: tuple[int, ...], dtype: str | None, like: Any) -> Any:
         """Memory of our own, which `finish` turns into a jax array without a copy."""
-        return _core.HostBuffer(shape, dtype or str(like.dtype))
+        return _core.HostBuffer(shape, dtype or _buffer_dtype(like))
 
     def empty_like(self, like: Any) -> Any:
         """See `ArrayLibrary`."""
-        return _core.HostBuffer(like.shape, str(like.dtype))
+        return _core.HostBuffer(like.shape, _buffer_dtype(like))
 
     def run(self, op: str, *args: Any) -> None:
         """See `ArrayLibrary`."""
@@ -194,6 +194,12 @@ class JaxArrays:
         return array
 
 
+def _buffer_dtype(like: Any) -> str:
+    """That of `like`; float32 if no buffer can have it: the op is going to refuse `like`."""
+    name = str(like.dtype)
+    return name if name in ("float32", "bfloat16", "float16") else "float32"
+
+
 _NUMPY = NumpyArrays()
 
 
@@ -205,9 +211,9 @@ def library_of(op: str, argument: str, array: Any) -> ArrayLibrary:
     """
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        registered: Any = sys.modules.get("chipmunk_kernels.torch_library")
-        if registered is None:
-            from chipmunk_kernels import torch_library as registered
+        # torch.compile may trace this first call: it knows an import, not a look into sys.modules
+        import chipmunk_kernels.torch_library as registered
+
         return registered.TORCH
     if isinstance(array, np.ndarray):
         return _NUMPY
@@ -223,9 +229,19 @@ def library_of(op: str, argument: str, array: Any) -> ArrayLibrary:
 
 
 def size(array: Any, dim: int) -> int:
-    """Size of a dimension, 0 where the array has too few: the op's own check then tells."""
-    shape = array.shape
+    """Size of a dimension, 0 where the array has too few or is none: the op's own check tells."""
+    shape = getattr(array, "shape", ())
     return shape[dim] if -len(shape) <= dim < len(shape) else 0
+
+
+def dtype_name(array: Any) -> str:
+    """For messages: "float32" of any library's array."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def device_name(array: Any) -> str:
+    """For messages: "cpu", "cuda:1"; numpy's arrays live on the CPU."""
+    return str(getattr(array, "device", "cpu"))
 
 
 def type_name(value: object) -> str:

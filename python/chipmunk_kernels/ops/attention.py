@@ -117,6 +117,8 @@ def column_sparse_attention(
     op = "column_sparse_attention"
     library = library_of(op, "q", q)
     rest_out, rest_lse = (None, None) if rest is None else _pair(op, "rest", rest)
+    if rest is not None and rest_out is None:  # which would pass for no rest at all
+        raise ValueError(f"{op}: rest.out: expected an array that DLPack can share, got NoneType")
     require_lists(op, columns)
     library.check(
         op,

@@ -36,34 +36,50 @@ def call(
 
 def validate(op: str, indices: Any, counts: Any, n: int, to_host: Callable[[Any], Any]) -> None:
     """`_core.validate_columns` on a copy on the CPU, with errors in the name of `op`."""
+    indices, counts = (a if a is None else to_host(a) for a in (indices, counts))
     try:
-        _core.validate_columns(to_host(indices), to_host(counts), n)
+        _core.validate_columns(indices, counts, n)
     except ValueError as error:
         raise ValueError(str(error).replace("validate_columns", op, 1)) from None
 
 
 def check(op: str, args: tuple[Any, ...], to_host: Callable[[Any], Any]) -> None:
-    """Looks at the lists among the arguments of `_core.<op>`."""
+    """Looks at the lists among the arguments of `_core.<op>`.
+
+    Arguments of a wrong rank or dtype pass here: the op itself has the message for them.
+    """
+    if op == "columns_from_mask":
+        mask, indices, _ = args
+        if len(mask.shape) < 2 or not str(mask.dtype).endswith("bool"):
+            return
+        capacity = _size(indices, -1)
+        longest = int(to_host(mask.sum(-1).max())) if 0 not in mask.shape else 0
+        if capacity is not None and longest > capacity:
+            raise ValueError(
+                f"{op}: mask: expected at most capacity={capacity} columns in a row, got {longest}"
+            )
+        return
     if op == "column_sparse_attention":
         _, k, _, indices, counts, *_ = args
-        validate(op, indices, counts, k.shape[2], to_host)
+        n = _size(k, 2)
     elif op == "column_sparse_fc1":
         _, _, _, indices, counts, _, activation_cache, _ = args
-        validate(op, indices, counts, activation_cache.shape[1], to_host)
+        n = _size(activation_cache, 1)
     elif op == "column_sparse_fc2":
         _, w2t, indices, counts, _ = args
-        validate(op, indices, counts, w2t.shape[0], to_host)
+        n = _size(w2t, 0)
     elif op == "column_sparse_mlp":
         _, _, _, w2t, indices, counts, *_ = args
-        validate(op, indices, counts, w2t.shape[0], to_host)
+        n = _size(w2t, 0)
     elif op == "columns_to_mask":
         indices, counts, mask = args
-        validate(op, indices, counts, mask.shape[-1], to_host)
-    elif op == "columns_from_mask":
-        mask, indices, _ = args
-        longest = int(to_host(mask.sum(-1).max())) if 0 not in mask.shape else 0
-        if longest > indices.shape[-1]:
-            raise ValueError(
-                f"{op}: mask: expected at most capacity={indices.shape[-1]} columns in a row, "
-                f"got {longest}"
-            )
+        n = _size(mask, -1)
+    else:
+        return
+    if n is not None:
+        validate(op, indices, counts, n, to_host)
+
+
+def _size(array: Any, dim: int) -> int | None:
+    shape = getattr(array, "shape", ())
+    return shape[dim] if -len(shape) <= dim < len(shape) else None

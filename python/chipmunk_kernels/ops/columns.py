@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +46,14 @@ class ColumnLists:
         )
 
     def to_mask(self, n: int) -> Any:
-        """The lists as a mask: bool `[*lead, groups, n]`, true where a column is listed."""
+        """The lists as a mask: bool `[*lead, groups, n]`, true where a column is listed.
+
+        Raises:
+            ValueError: `n` is negative, or the lists are no lists.
+        """
         library = library_of("columns_to_mask", "columns.indices", self.indices)
         library.check("columns_to_mask", _named(self))
+        _check_numbers("columns_to_mask", {"n": n})
         mask = library.empty((*self.indices.shape[:-1], n), "bool", self.indices)
         library.run("columns_to_mask", self.indices, self.counts, mask)
         return library.finish(mask)
@@ -116,6 +122,8 @@ def select_columns(
     """
     library = library_of("select_columns", "scores", scores)
     library.check("select_columns", {"scores": scores, "always": always})
+    numbers = {"count": count, "min_count": min_count, "max_count": max_count}
+    _check_numbers("select_columns", numbers)
     if out is None:
         n = size(scores, -1)
         capacity = n
@@ -125,6 +133,7 @@ def select_columns(
             capacity = min(n, max(0, count, min_count))
         out = _empty_lists(library, scores, capacity, query_group)
     else:
+        require_lists("select_columns", out, "out")
         library.check_in_place("select_columns", _named(out))
     if seed is not None:
         seed = (seed + 2**63) % 2**64 - 2**63  # the int64 with the bits of an unsigned number
@@ -165,24 +174,29 @@ def columns_from_mask(
     """
     library = library_of("columns_from_mask", "mask", mask)
     library.check("columns_from_mask", {"mask": mask})
-    if capacity is not None and capacity < 0:
-        raise ValueError(
-            f"columns_from_mask: capacity: expected a number of columns >= 0, got {capacity}"
-        )
+    _check_numbers("columns_from_mask", {"capacity": capacity})
     if out is None:
         out = _empty_lists(
             library, mask, size(mask, -1) if capacity is None else capacity, query_group
         )
     else:
+        require_lists("columns_from_mask", out, "out")
         library.check_in_place("columns_from_mask", _named(out))
     library.run("columns_from_mask", mask, out.indices, out.counts)
     return _finished(library, out)
 
 
-def require_lists(op: str, columns: Any) -> None:
+def require_lists(op: str, columns: Any, argument: str = "columns") -> None:
     """Refuses what is no `ColumnLists`."""
     if not isinstance(columns, ColumnLists):
-        raise ValueError(f"{op}: columns: expected ColumnLists, got {type_name(columns)}")
+        raise ValueError(f"{op}: {argument}: expected ColumnLists, got {type_name(columns)}")
+
+
+def _check_numbers(op: str, numbers: Mapping[str, float | None]) -> None:
+    """Refuses fractions, such as a count of 0.1 * n, and what is negative."""
+    for name, number in numbers.items():
+        if number is not None and (isinstance(number, float) or number < 0):
+            raise ValueError(f"{op}: {name}: expected a number of columns >= 0, got {number}")
 
 
 def _named(lists: ColumnLists) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from chipmunk_kernels import _core
-from chipmunk_kernels.ops.arrays import library_of, size, type_name
+from chipmunk_kernels.ops.arrays import device_name, dtype_name, library_of, size, type_name
 from chipmunk_kernels.ops.columns import ColumnLists, columns_from_mask, require_lists
 
 Activation = Literal["gelu_tanh", "gelu", "silu", "relu", "swiglu", "geglu"]
@@ -59,11 +59,11 @@ class MlpCache:
         library = library_of(op, "x", x)
         library.check(op, {"x": x, "w1": w1, "b1": b1, "w2t": w2t, "b2": b2})
         library.check_in_place(op, {"x": x})
-        if b2 is not None and tuple(b2.shape) != (size(w2t, 1),):
-            raise ValueError(
-                f"{op}: b2: expected shape [out_channels={size(w2t, 1)}], got {list(b2.shape)}"
-            )
-        batch, tokens, hidden = size(x, 0), size(x, 1), size(w2t, 0)
+        if b2 is not None:
+            _check_b2(op, x, w2t, b2)
+        batch, tokens, hidden = size(x, 0), size(x, 1), size(w1, 0)
+        if activation in ("swiglu", "geglu"):
+            hidden //= 2
         groups = -(-tokens // _core.MLP_QUERY_GROUP)
         activations = library.empty((batch, hidden, tokens), None, x)
         activations[...] = 0
@@ -220,5 +220,21 @@ def _mlp_lists(op: str, columns: ColumnLists) -> tuple[Any, Any]:
     return columns.indices, columns.counts
 
 
+def _check_b2(op: str, x: Any, w2t: Any, b2: Any) -> None:
+    """What assigning b2 to an array would let pass."""
+    if not hasattr(b2, "shape"):
+        raise ValueError(f"{op}: b2: expected an array that DLPack can share, got {type_name(b2)}")
+    if tuple(b2.shape) != (size(w2t, 1),):
+        raise ValueError(
+            f"{op}: b2: expected shape [out_channels={size(w2t, 1)}], got {list(b2.shape)}"
+        )
+    # equal objects first: torch.compile knows those, not their names
+    if b2.dtype != x.dtype and dtype_name(b2) != dtype_name(x):
+        raise ValueError(f"{op}: b2: expected dtype {dtype_name(x)} as x, got {dtype_name(b2)}")
+    devices = [getattr(array, "device", None) for array in (x, b2)]
+    if devices[0] != devices[1] and device_name(b2) != device_name(x):
+        raise ValueError(f"{op}: b2: expected device {device_name(x)} as x, got {device_name(b2)}")
+
+
 def _packed_delta(library: Any, x: Any, indices: Any) -> Any:
-    return library.empty((*indices.shape, _core.MLP_QUERY_GROUP), None, x)
+    return library.empty((*getattr(indices, "shape", ()), _core.MLP_QUERY_GROUP), None, x)

@@ -9,7 +9,9 @@
 
 Pipelines name their guidance branches by `cache_context` and reset stateful hooks after every call;
 both reach the modules here. In a hand-written loop do the same: run each forward pass in
-`transformer.cache_context(name)`, and call `transformer._reset_stateful_cache()` at the end.
+`transformer.cache_context(name)`, and call `transformer._reset_stateful_cache()` at the end. A
+pipeline that was interrupted has not done so: call it before the next picture, or that one begins
+with the caches of the last.
 
 Needs diffusers 0.41 or newer.
 """

@@ -34,7 +34,8 @@ class Session:
         self.skipping = False
         self.blocks_input: Tensor | None = None  # of this forward pass, until the last block
         self._orders: dict[Layout, tuple[TokenOrder, TokenOrder]] = {}
-        self._key_counts: dict[int, int] = {}  # of this forward pass, by id of the mask
+        # of this forward pass, by id of the mask; held, so that no other takes its id
+        self._key_counts: dict[int, tuple[Tensor, int]] = {}
 
     def begin(self, branch: Hashable, step: int | None, layout: Layout) -> None:
         """Announces a forward pass."""
@@ -68,8 +69,8 @@ class Session:
                     "apply_chipmunk: attention_mask: expected padding at the end, the same for the "
                     f"whole batch, got {sorted(counts)} keys; run the prompts one by one"
                 )
-            self._key_counts[id(mask)] = counts.pop()
-        return self._key_counts[id(mask)]
+            self._key_counts[id(mask)] = mask, counts.pop()
+        return self._key_counts[id(mask)][1]
 
     def _orders_of(self, layout: Layout) -> tuple[TokenOrder | None, TokenOrder | None]:
         config = self.config
