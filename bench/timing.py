@@ -68,11 +68,15 @@ def alternate(
     }
 
 
-def environment() -> dict[str, Any]:
-    """Where and of what a measurement was made: CPU, cores, commit, versions, other load."""
+def environment(commit: str | None = None) -> dict[str, Any]:
+    """Where and of what a measurement was made: CPU, cores, commit, versions, other load.
+
+    Args:
+        commit: stands in for git's answer, where the tree is a copy without its history.
+    """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("diff", "HEAD") else ""),
+        "commit": commit or _commit(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "cpu_isa": ck.info().cpu_isa,
@@ -84,23 +88,33 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(name: str, result: Mapping[str, Any]) -> Path:
-    """Writes `result`, with the environment, to results/`name`.json, all of it or nothing."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write(
+    name: str, result: Mapping[str, Any], *, folder: Path = RESULTS, commit: str | None = None
+) -> Path:
+    """Writes `result`, with the environment, to `folder`/`name`.json, all of it or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     unfinished = path.with_suffix(".json.part")
-    unfinished.write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
+    text = json.dumps({"environment": environment(commit), **result}, indent=2)
+    unfinished.write_text(text + "\n")
     unfinished.replace(path)
     return path
 
 
+def _commit() -> str:
+    """HEAD, with a + where the code differs from it; what benchmarks write is not code."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    written = (":(top,exclude)bench/results", ":(top,exclude)docs/images")
+    changed = commit != "unknown" and _git("diff", "HEAD", "--", ":/", *written)
+    return f"{commit}+" if changed else commit
+
+
 def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 

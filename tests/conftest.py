@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import chipmunk_kernels as ck
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))  # last: its modules must hide no others
 
 # "default" is what a plain `pytest` runs: the same cases every time, over 2,000 of them in all.
 # "search" (CHIPMUNK_HYPOTHESIS=search) looks for new ones, ten times as many.
