@@ -12,6 +12,7 @@ import io
 import json
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,13 +75,19 @@ def _held(content: bytes) -> Callable[[], bytes]:
 
 
 def fetch(folder: Path) -> list[Path]:
-    """Downloads both packages into `folder` with `npm pack` unless they are there."""
+    """Downloads both packages into `folder` with `npm pack` unless they are there.
+
+    A download that is cut off leaves nothing that a later one would take for whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for package in (PICTURES, NAMES):
         file = folder / (package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
         if not file.exists():
-            subprocess.run(["npm", "pack", package], cwd=folder, check=True, capture_output=True)
+            with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+                command = ["npm", "pack", package]
+                subprocess.run(command, cwd=unfinished, check=True, capture_output=True)
+                (Path(unfinished) / file.name).replace(file)
         paths.append(file)
     return paths
 

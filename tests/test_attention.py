@@ -214,6 +214,18 @@ def test_a_nan_in_a_selected_row_reaches_its_queries_and_no_others(device):
     assert not lse.isnan().any()
 
 
+def test_selected_keys_without_weight_leave_the_rest_alone():
+    """Scores of -inf: what v holds there does not count where there is a rest."""
+    q = torch.ones(1, 1, 70, 64)
+    k, v = torch.full((1, 1, 5, 64), -math.inf), torch.full((1, 1, 5, 64), math.nan)
+    columns = poisoned_lists(torch.ones(1, 1, 2, 5, dtype=torch.bool), 64)
+    rest = torch.randn(1, 1, 70, 64), torch.randn(1, 1, 70)
+    out, lse = ck.column_sparse_attention(q, k, v, columns, rest=rest)
+    assert torch.equal(out, rest[0])
+    assert torch.equal(lse, rest[1])
+    assert ck.column_sparse_attention(q, k, v, columns)[0].isnan().all()
+
+
 def test_large_scores_do_not_overflow(device):
     case = AttentionCase(1, 1, 1, 80, 90, 64, 64, torch.bfloat16, "contiguous", 0.5, 8)
     q, k, v = case.qkv(device, scale=40.0)

@@ -90,7 +90,7 @@ inline void load_queries(const AttentionTile& tile, float* q) {
 struct OutFactors {
   float own[kTileQueries];
   float rest[kTileQueries];
-  bool has_rest[kTileQueries];  // if not, the rest's row is not looked at
+  bool has_own[kTileQueries], has_rest[kTileQueries];  // if not, the row is not looked at
 };
 
 // out[query] = o^T[query] own[query] + rest_out[query] rest[query]
@@ -112,7 +112,7 @@ inline void store_out(const AttentionTile& tile, const float* o, const OutFactor
         }
         transpose(rows);
         for (int i = 0; i < rows_left; ++i) {
-          Vf row = rows[i];
+          Vf row = factors.has_own[base + i] ? rows[i] : Vf{};
           if (factors.has_rest[base + i]) {
             const auto* const from = rest + (base + i) * tile.rest_out_stride + d;
             row += (dims == kLanes ? Type::load(from) : load_first<Type>(from, dims)) *
@@ -163,8 +163,9 @@ inline void finish(const AttentionTile& tile, const TileScratch& scratch) {
     const float total = scratch.total[i];
     float lse = (float)(SoftmaxReference::natural(reference[i], unit, tile.softmax_scale) +
                         (double)__builtin_logf(total));
-    // No score above -inf: 0, though a NaN or inf in v shows as in 0 * v.
+    // No score above -inf: 0, though a NaN or inf in v shows as in 0 * v unless there is a rest.
     factors.own[i] = total == 0.0f ? 0.0f : 1.0f / total;
+    factors.has_own[i] = total != 0.0f || tile.rest_out == nullptr;
     if (tile.rest_out != nullptr) {
       const float rest_lse = tile.rest_lse[i * tile.rest_lse_stride];
       float share;
