@@ -69,6 +69,7 @@ inline void fc1_tile(const float* panel, int64_t words, const void* const* rows,
     const int64_t end = begin + kFc1Step < words ? begin + kFc1Step : words;
     ahead.w1.step();
     ahead.cache.step();
+#pragma GCC unroll 4
     for (int64_t k = begin; k < end; ++k) {
       Vf x[kFc1Vectors];
       for (int v = 0; v < kFc1Vectors; ++v) x[v] = load(panel + k * kFc1Panel + v * kLanes);

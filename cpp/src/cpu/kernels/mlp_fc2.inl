@@ -49,6 +49,7 @@ inline void fc2_tile(const float* delta, const float* w2t, int words, bool first
   for (int begin = 0; begin < words; begin += kFc2Step) {
     const int end = begin + kFc2Step < words ? begin + kFc2Step : words;
     ahead.step();
+#pragma GCC unroll 4
     for (int p = begin; p < end; ++p) {
       Vf w[kFc2Vectors];
       for (int v = 0; v < kFc2Vectors; ++v) w[v] = load(w2t + p * kFc2Panel + v * kLanes);
