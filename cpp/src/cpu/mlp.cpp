@@ -21,7 +21,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Into how many pieces each of `groups` groups is split, so that every thread gets a few.
 int64_t pieces(int64_t groups, int threads, int64_t most) {
-  return std::clamp<int64_t>(ceil_div(4 * thread_count(threads), groups), 1,
+  return std::clamp<int64_t>(ceil_div(8 * thread_count(threads), groups), 1,
                              std::max<int64_t>(1, most));
 }
 
