@@ -353,7 +353,7 @@ void add_value_tests(testing::Tests& tests) {
         const double scale = std::fabs(x) * (m.gated ? std::fabs(x) : 1.0) + 1e-30;
         worst = std::max(worst, error / scale);
       }
-      tests.check(worst < 3.0 * 0x1p-24,
+      tests.check(worst < 2.5 * 0x1p-24,
                   "activation " + std::to_string(static_cast<int>(activation)) + ": error " +
                       std::to_string(worst * 0x1p24) + " of 2^-24");
     }

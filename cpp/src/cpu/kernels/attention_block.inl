@@ -84,7 +84,7 @@ inline void for_each_weights(const float* s, int n, const Exponent& exponent, co
   }
 }
 
-// What a row's scores are measured from, so that the weights are 2^(s unit - reference unit).
+// What a row's scores are measured from: the weights are 2^exponent(s, reference, unit).
 //
 // Fused multiply-add rounds s unit - r once, so r = largest unit serves as well as `largest` itself
 // and saves an instruction. Without it, s unit would be rounded, too, and the difference is the one

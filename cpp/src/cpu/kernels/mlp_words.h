@@ -48,7 +48,6 @@ struct BFloat16Pairs {
   typedef BFloat16 Type;
   typedef uint16_t Storage;
   static constexpr int kElements = 2;
-  static constexpr bool kWholeRows = false;
 
   static Vf broadcast_word(const void* words, int64_t i) {
     int32_t word;

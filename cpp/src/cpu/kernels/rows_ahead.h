@@ -10,7 +10,6 @@ namespace {
 // rows lie where no hardware prefetcher looks.
 class RowsAhead {
  public:
-  RowsAhead() = default;
   // The first `bytes` bytes of `count` rows, within `steps` steps.
   RowsAhead(const void* const* rows, int count, int64_t bytes, int64_t steps)
       : rows_(rows), count_(bytes > 0 ? count : 0), bytes_(bytes) {
@@ -30,10 +29,10 @@ class RowsAhead {
   }
 
  private:
-  const void* const* rows_ = nullptr;
-  int count_ = 0;
-  int64_t bytes_ = 0;
-  int lines_ = 0;  // a step
+  const void* const* rows_;
+  int count_;
+  int64_t bytes_;
+  int lines_;  // a step
   int row_ = 0;
   int64_t at_ = 0;
 };
