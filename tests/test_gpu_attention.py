@@ -74,6 +74,54 @@ def test_scores_of_any_size(scale: float) -> None:
     assert_within_rule(case, case.run())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_scores_that_leave_the_first_tile_far_behind(head_dim: int, dtype: torch.dtype) -> None:
+    """Weights by the first tile's maximum would overflow, by a little, by far, or to infinity."""
+    torch.manual_seed(0)
+    case = plain_case((1, 8, 4_300, head_dim), 300, keys=512, dtype=dtype)
+    for head, factor in ((1, 10.0), (3, 30.0), (5, 100.0), (7, 1e4)):
+        case.k[:, head, 400:] *= factor
+    case.rest = (torch.randn_like(case.q), torch.randn(case.q.shape[:3], device="cuda") * 40)
+    for rest in (None, case.rest):
+        case.rest = rest
+        got = case.run()
+        assert_within_rule(case, got)
+        assert same_bits(case.run(), got)
+
+
+@pytest.mark.parametrize("one_in", [3, 24])
+@pytest.mark.parametrize("query_group", [64, 128, 192, 256])
+def test_long_lists_among_short_ones(query_group: int, one_in: int) -> None:
+    """Long tiles are dealt out first; at one in three of 64 rows there are too many to do so."""
+    torch.manual_seed(0)
+    shape = (1, 8, 14_000, 128)
+    case = plain_case(shape, 20, keys=1_500, query_group=query_group)
+    groups = case.mask.shape[2]
+    numbers = torch.arange(groups, device="cuda") + torch.arange(8, device="cuda")[:, None]
+    case.mask |= (numbers % one_in == 0)[None, ..., None]
+    case.mask &= (numbers % 31 != 30)[None, ..., None]  # empty ones
+    case.columns = lists_of(case.mask, query_group)
+    case.rest = (torch.randn_like(case.q), torch.randn(case.q.shape[:3], device="cuda") * 3)
+    for rest in (case.rest, None):
+        case.rest = rest
+        got = case.run()
+        assert_within_rule(case, got)
+        assert same_bits(case.run(), got)
+
+
+@pytest.mark.parametrize("more", [0, 1, 60, 67])
+def test_last_rounds_of_any_length(more: int) -> None:
+    """Tiles that leave many multiprocessors idle in the last round are split."""
+    torch.manual_seed(0)
+    tiles = 2 * torch.cuda.get_device_properties("cuda").multi_processor_count + more
+    case = plain_case((1, 1, 192 * tiles - 50, 128), 250, keys=300)
+    case.rest = (torch.randn_like(case.q), torch.randn(case.q.shape[:3], device="cuda") * 3)
+    for rest in (case.rest, None):
+        case.rest = rest
+        assert_within_rule(case, case.run())
+
+
 def test_a_rest_far_above_or_below() -> None:
     torch.manual_seed(0)
     case = plain_case((1, 2, 400, 128), 250)

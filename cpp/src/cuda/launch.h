@@ -11,14 +11,15 @@
 
 namespace chipmunk::cuda {
 
-// Makes `device` current for a scope.
+// Makes `device` current for a scope, in a thread that may never have used CUDA before: only
+// setting a device gives such a thread a context, which the driver's own functions need.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (previous_ == device) return;
-    check_cuda(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
-    changed_ = true;
+    const cudaError_t status = cudaSetDevice(device);
+    if (status != cudaSuccess) check_cuda(status, "cudaSetDevice(" + std::to_string(device) + ")");
+    changed_ = previous_ != device;
   }
   ~DeviceGuard() {
     if (changed_) (void)cudaSetDevice(previous_);

@@ -1,8 +1,8 @@
 // What column-sparse attention reads before, and writes after, the sums of a tile.
 //
-// A rest enters as the state that its own keys would have left: reference and sum from its lse, its
-// output as the weighted values so far. The merge is then the softmax itself, exact, with one
-// rounding.
+// A rest enters as if its own keys had come last: as one more part of the sums, with its lse for
+// the logarithm of its weight. The merge is then the softmax itself, exact, with one rounding. Its
+// rows come through the rings of K and V, as one more tile of each.
 #pragma once
 
 #include <cfloat>
@@ -48,53 +48,41 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t word) {
   return {to_float(pair[0]), to_float(pair[1])};
 }
 
-// Brings a tile's rest into L2, some time before the consumers want it. By 128 threads.
+// Adds this thread's two rows of a tile's rest, which lie as RowGather has put them: the first
+// kKeys rows in the stage's tile of K, the others in that of V.
 template <class Traits>
-__device__ __forceinline__ void prefetch_rest(const ColumnSparseKernelParams& p, const Work& at) {
-  constexpr int kLines = Traits::kPadded / 64;  // of 128 bytes, in a row
-  const ColumnSparseAttentionParams& op = p.op;
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x % 128); i < Traits::kQueries * kLines; i += 128) {
-    const int32_t row = at.first_row + i / kLines;
-    if (row >= op.attention.queries) break;
-    const char* out = static_cast<const char*>(op.rest_out.data) +
-                      2 * op.rest_out.offset(at.batch, at.head, row) + i % kLines * 128;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(out));
-    if (i % kLines != 0) continue;
-    const float* lse = op.rest_lse.data + op.rest_lse.offset(at.batch, at.head, row);
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(lse));
-  }
-}
-
-template <class Traits>
-__device__ __forceinline__ void start_from_rest(const ColumnSparseKernelParams& p,
-                                                const RowPlace& at, OnlineSoftmax& softmax,
-                                                float (&out)[Traits::kPadded / 2]) {
-  using Element = typename Traits::Element;
-  const ColumnSparseAttentionParams& op = p.op;
+__device__ __forceinline__ void add_rest(const ColumnSparseKernelParams& p, const RowPlace& at,
+                                         int stage, const typename Traits::Shared& shared,
+                                         OnlineSoftmax& softmax,
+                                         float (&out)[Traits::kPadded / 2]) {
+  constexpr int kTile = Traits::kKeys * Traits::kPadded;  // elements
+  // Not a loop invariant to the compiler, which would keep all the addresses in registers.
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  const int first = thread / 32 * 16 + thread % 32 / 4 - 64;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int32_t row = at.row + 8 * r;
-    const bool live = row < op.attention.queries;
+    const bool live = row < p.op.attention.queries;
     const float lse =
-        live ? op.rest_lse.data[op.rest_lse.offset(at.batch, at.head, row)] : -INFINITY;
+        live ? p.op.rest_lse.data[p.op.rest_lse.offset(at.batch, at.head, row)] : -INFINITY;
+    float own, other;
+    softmax.add_part(r, lse * kLog2E, own, other);
     const bool any = lse != -INFINITY;  // an empty rest's output does not count
-    softmax.reference[r] = lse < -0.5f * FLT_MAX ? -FLT_MAX : lse * kLog2E;
-    softmax.sum[r] = any && threadIdx.x % 4 == 0 ? 1.0f : 0.0f;
-    const Element* from = static_cast<const Element*>(op.rest_out.data) +
-                          op.rest_out.offset(at.batch, at.head, row) + threadIdx.x % 4 * 8;
+    const int in_tile = first + 8 * r;
+    const bool in_v = in_tile >= Traits::kKeys;
+    const int tile_row = in_v ? in_tile - Traits::kKeys : in_tile;
+    const auto* from = reinterpret_cast<const char*>((in_v ? shared.v : shared.k) + stage * kTile) +
+                       tile_row * 128 + thread % 4 * 4;
 #pragma unroll
-    for (int block = 0; block < Traits::kHeadDim / 32; ++block) {
-      uint4 words = make_uint4(0, 0, 0, 0);
-      if (live) words = *reinterpret_cast<const uint4*>(from + 32 * block);  // beside the lse
-      uint32_t x[4] = {words.x, words.y, words.z, words.w};
-      transpose_in_quad(x);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 pair = unpack_pair<Element>(any ? x[i] : 0u);
-        out[16 * block + 4 * i + 2 * r] = pair.x;
-        out[16 * block + 4 * i + 2 * r + 1] = pair.y;
-      }
+    for (int i = 0; i < Traits::kHeadDim / 8; ++i) {
+      const auto word = *reinterpret_cast<const uint32_t*>(from + i / 8 * (Traits::kKeys * 128) +
+                                                           ((i % 8 ^ (tile_row & 7)) << 4));
+      const float2 pair = unpack_pair<typename Traits::Element>(any ? word : 0u);
+      float& low = out[4 * i + 2 * r];
+      float& high = out[4 * i + 2 * r + 1];
+      low = fmaf(pair.x, other, low * own);
+      high = fmaf(pair.y, other, high * own);
     }
   }
 }
@@ -116,18 +104,20 @@ __device__ __forceinline__ void write_tile(const ColumnSparseKernelParams& p, co
       a.lse.data[a.lse.offset(at.batch, at.head, row)] =
           sum == 0.0f ? -INFINITY : (softmax.reference[r] + __log2f(sum)) * kLn2;
     }
+    const bool odd = threadIdx.x & 1;
     Element* to = static_cast<Element*>(a.out.data) + a.out.offset(at.batch, at.head, row) +
-                  threadIdx.x % 4 * 8;
+                  (odd ? 8 : 0) + (threadIdx.x & 2) * 2;
 #pragma unroll
-    for (int block = 0; block < Traits::kHeadDim / 32; ++block) {
-      uint32_t x[4];
+    for (int pair = 0; pair < Traits::kHeadDim / 16; ++pair) {
+      uint32_t x[2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x[i] = pack_pair<Element>(out[16 * block + 4 * i + 2 * r] * scale,
-                                  out[16 * block + 4 * i + 2 * r + 1] * scale);
+      for (int i = 0; i < 2; ++i) {
+        x[i] = pack_pair<Element>(out[8 * pair + 4 * i + 2 * r] * scale,
+                                  out[8 * pair + 4 * i + 2 * r + 1] * scale);
       }
-      transpose_in_quad(x);
-      if (live) *reinterpret_cast<uint4*>(to + 32 * block) = make_uint4(x[0], x[1], x[2], x[3]);
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? x[0] : x[1], 1);
+      const uint2 words = odd ? make_uint2(got, x[1]) : make_uint2(x[0], got);
+      if (live) *reinterpret_cast<uint2*>(to + 16 * pair) = words;
     }
   }
 }
@@ -141,7 +131,7 @@ __device__ __forceinline__ void write_empty_tile(const ColumnSparseKernelParams&
   constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, in a row
   const ColumnSparseAttentionParams& op = p.op;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x % 128); i < Traits::kQueries * kChunks; i += 128) {
+  for (int i = static_cast<int>(threadIdx.x % 128); i < at.warpgroups * 64 * kChunks; i += 128) {
     const int32_t row = at.first_row + i / kChunks;
     const int chunk = i % kChunks;
     const bool live = row < op.attention.queries;

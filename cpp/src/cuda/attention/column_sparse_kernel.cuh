@@ -9,7 +9,8 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
-#include "cuda/attention/column_sparse_mainloop.cuh"
+#include "cuda/attention/column_sparse_consumer.cuh"
+#include "cuda/attention/column_sparse_producer.cuh"
 
 namespace chipmunk::cuda {
 
@@ -31,6 +32,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       shared.work_empty[s].init(4 * Traits::kWarpgroups);
     }
     for (int w = 0; w < Traits::kWarpgroups; ++w) shared.queries_full[w].init(1);
+    shared.order_ready.init(4 * Traits::kWarpgroups);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();

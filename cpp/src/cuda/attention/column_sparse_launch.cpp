@@ -11,6 +11,7 @@
 #include "cuda/attention/tile_config.h"
 #include "cuda/device_info.h"
 #include "cuda/error.h"
+#include "cuda/launch.h"
 #include "cuda/tensor_map.h"
 
 namespace chipmunk::cuda {
@@ -103,6 +104,7 @@ void column_sparse_attention(const ColumnSparseAttentionParams& op, const Launch
   require_supported(op);
   const AttentionParams& a = op.attention;
   if (a.batch * a.query_heads * a.queries == 0) return;
+  const DeviceGuard guard(site.device);
   const int warpgroups = warpgroups_for(a.head_dim, op.columns.query_group);
   const int rows = 64 * warpgroups;
   const int64_t tiles_per_head = (a.queries + rows - 1) / rows;
@@ -113,9 +115,11 @@ void column_sparse_attention(const ColumnSparseAttentionParams& op, const Launch
       .tiles = as_int32("q", a.batch * a.query_heads * tiles_per_head),
       .tiles_per_head = as_int32("q", tiles_per_head),
       .tiles_per_group = op.columns.query_group / rows,
+      .rounds = {},
       .query_heads_per_kv_head = as_int32("k", a.query_heads / std::max<int64_t>(1, a.kv_heads)),
       .k_row_bytes = as_int32("k", 2 * a.k.row_stride),
       .v_row_bytes = as_int32("v", 2 * a.v.row_stride),
+      .rest_row_bytes = as_int32("rest.out", 2 * op.rest_out.row_stride),
       .scale_log2 = static_cast<float>(a.softmax_scale * kLog2E),
       .has_rest = op.rest_out.data != nullptr};
   if (a.dtype == DType::kFloat16) return launch_for<__half>(warpgroups, params, site);

@@ -13,11 +13,13 @@ template <class Element, int kHeadDim, int kWarpgroups>
 void launch_column_sparse(const ColumnSparseKernelParams& params, const LaunchSite& site) {
   using Traits = ColumnSparseTraits<Element, kHeadDim, kWarpgroups>;
   const int multiprocessors = device_limits(site.device).multiprocessors;
+  ColumnSparseKernelParams scheduled = params;
+  scheduled.rounds = rounds(params.tiles, multiprocessors, Traits::kSplitWarpgroups > 0);
   launch("column_sparse_attention", column_sparse_attention_sm90<Traits>,
-         {.grid = dim3(static_cast<unsigned>(std::min(multiprocessors, params.tiles))),
+         {.grid = dim3(static_cast<unsigned>(std::min(multiprocessors, scheduled.rounds.items))),
           .block = dim3(Traits::kThreads),
           .shared_bytes = Traits::kSharedBytes},
-         site, params);
+         site, scheduled);
 }
 
 }  // namespace chipmunk::cuda

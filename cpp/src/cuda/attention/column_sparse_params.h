@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cuda/attention/tile_schedule.h"
 #include "cuda/launch_site.h"
 #include "params/attention.h"
 
@@ -15,8 +16,9 @@ struct ColumnSparseKernelParams {
   CUtensorMap q;  // [batch, heads, queries, dim], boxes of 64 rows x 64 elements
   ColumnSparseAttentionParams op;
   int32_t tiles, tiles_per_head, tiles_per_group;
+  Rounds rounds;  // of the tiles; by the launch
   int32_t query_heads_per_kv_head;
-  int32_t k_row_bytes, v_row_bytes;
+  int32_t k_row_bytes, v_row_bytes, rest_row_bytes;
   float scale_log2;
   bool has_rest;
 };

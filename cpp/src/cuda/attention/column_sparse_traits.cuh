@@ -6,8 +6,10 @@
 #include <cutlass/bfloat16.h>
 #include <cutlass/half.h>
 
+#include <cute/arch/mma_sm80.hpp>
 #include <cute/tensor.hpp>
 
+#include "cuda/attention/column_sparse_order.cuh"
 #include "cuda/attention/column_sparse_params.h"
 #include "cuda/attention/tile_config.h"
 #include "cuda/device/barriers.cuh"
@@ -18,7 +20,17 @@ namespace chipmunk::cuda {
 // A tile with at least one key to look at, as the producer hands it to the consumers.
 struct alignas(16) Work {
   int32_t batch, head, first_row;
-  int32_t count;  // of the list; 0: no more tiles
+  int32_t count;       // of the list; 0: no more tiles
+  int32_t warpgroups;  // that have rows here
+};
+
+// Tiles of keys come ragged first: tile 0 of a list of `count` columns covers positions [0, first),
+// so that every later tile is full.
+template <int kKeys>
+struct KeyTiles {
+  int32_t tiles, first;
+  __device__ explicit KeyTiles(int32_t count)
+      : tiles((count + kKeys - 1) / kKeys), first(count - (tiles - 1) * kKeys) {}
 };
 
 template <class Element_, int kHeadDim_, int kWarpgroups_>
@@ -35,6 +47,7 @@ struct ColumnSparseTraits {
   static constexpr int kPadded = padded_head_dim(kHeadDim);
 
   static constexpr int kWorkSlots = 4;
+  static constexpr int kSplitWarpgroups = split_warpgroups(kHeadDim, kWarpgroups);
 
   using MmaElement =
       std::conditional_t<std::is_same_v<Element, __half>, cutlass::half_t, cutlass::bfloat16_t>;
@@ -57,8 +70,13 @@ struct ColumnSparseTraits {
                                  cute::Shape<cute::_64, cute::Int<kPadded>, cute::_16>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
 
+  using WarpMma =
+      std::conditional_t<std::is_same_v<Element, __half>, cute::SM80_16x8x16_F32F16F16F32_TN,
+                         cute::SM80_16x8x16_F32BF16BF16F32_TN>;
+
   using RowGather = Gather<kKeys, kHeadDim>;
   static_assert(RowGather::kTileBytes == 2 * kKeys * kPadded);
+  static_assert(kQueries <= 2 * kKeys && kKeys % 8 == 0);  // a tile's rest: one tile of K, one of V
 
   // Barriers, one of each per stage, and per warpgroup for `queries`:
   //
@@ -69,6 +87,7 @@ struct ColumnSparseTraits {
   // | queries_full | the copy engine, after one thread's ask  | warpgroup | 1 + bytes        |
   // | work_full    | producer thread 0                        | consumers | 1                |
   // | work_empty   | a lane of each consumer warp             | producer  | 4 * kWarpgroups  |
+  // | order_ready  | a lane of each consumer warp, once       | producer  | 4 * kWarpgroups  |
   struct alignas(1024) Shared {
     alignas(1024) MmaElement q[kWarpgroups][64 * kPadded];
     alignas(1024) MmaElement k[kStages * kKeys * kPadded];
@@ -77,6 +96,8 @@ struct ColumnSparseTraits {
     TransactionBarrier queries_full[kWarpgroups];
     Barrier work_full[kWorkSlots], work_empty[kWorkSlots];
     Work work[kWorkSlots];
+    Barrier order_ready;
+    TileOrder order;
   };
   static constexpr int kSharedBytes = static_cast<int>(sizeof(Shared));
   static_assert(kSharedBytes <= 227 * 1024);

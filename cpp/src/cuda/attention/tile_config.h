@@ -44,4 +44,11 @@ constexpr TileConfig column_sparse_config(int head_dim, int warpgroups) {
           .producer_registers = 56};
 }
 
+// A tile may be split in two (tile_schedule.h): this many warpgroups, and the others. Fewer
+// warpgroups share the tensor cores, so each half is done sooner. 0: not split, since the softmax
+// of one warpgroup takes as long as the products of all.
+constexpr int split_warpgroups(int head_dim, int warpgroups) {
+  return warpgroups == 3 && head_dim > 64 ? 2 : 0;
+}
+
 }  // namespace chipmunk::cuda

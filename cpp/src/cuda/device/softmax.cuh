@@ -43,60 +43,25 @@ __device__ inline uint32_t pack_pair<__half>(float low, float high) {
   return word;
 }
 
-// The weights are exp2(scale_log2 * score - reference). Any reference gives the same quotient; this
-// one is at most kSlack below the row's running maximum, so no weight exceeds 2^kSlack, and a tile
-// that does not raise the maximum by more leaves the accumulated output alone. It is finite, so
-// that a score of -inf weighs 0 whatever came before.
+// The greatest sum of a lane's weights in one tile under an old reference. bfloat16 has float's
+// exponents: any reference serves, as long as the sums of products stay far from overflow.
+template <class Element>
+inline constexpr float kMostWeight = 0x1p32f;
+template <>
+inline constexpr float kMostWeight<__half> = 0x1p15f;
+
+// The weights are exp2(scale_log2 * score - reference). Any reference gives the same quotient; a
+// row's is its maximum when it was last raised, so that its sum cannot vanish, and it is raised
+// only where weights would pass kMostWeight. It is finite: a score of -inf weighs 0 whatever came
+// before.
 struct OnlineSoftmax {
-  static constexpr float kSlack = 8.0f;
-
   float scale_log2;
-  float reference[2] = {-FLT_MAX, -FLT_MAX};  // equal in a quad
-  float sum[2] = {0.0f, 0.0f};                // of this lane's columns
+  float reference[2];  // equal in a quad
+  float sum[2];        // of this lane's columns
 
-  // Turns a tile's scores into weights; `out` are the row's weighted values so far.
-  template <int kScores, int kOut>
-  __device__ void step(float (&scores)[kScores], float (&out)[kOut]) {
-    const float top0 = row_max(scores, 0) * scale_log2, top1 = row_max(scores, 1) * scale_log2;
-    const bool raise = top0 > reference[0] + kSlack || top1 > reference[1] + kSlack;
-    if (__any_sync(0xffffffffu, raise)) {
-      const float by0 = raise_to(0, top0), by1 = raise_to(1, top1);
-#pragma unroll
-      for (int i = 0; i < kOut; ++i) out[i] *= (i >> 1 & 1) ? by1 : by0;
-    }
-    weigh(scores);
-  }
-
-  // The same where nothing has been accumulated yet.
+  // Turns a tile's scores into weights, by the reference as it is; `part` is what to add to `sum`.
   template <int kScores>
-  __device__ void first(float (&scores)[kScores]) {
-    raise_to(0, row_max(scores, 0) * scale_log2);
-    raise_to(1, row_max(scores, 1) * scale_log2);
-    weigh(scores);
-  }
-
- private:
-  template <int kScores>
-  static __device__ float row_max(const float (&scores)[kScores], int row) {
-    float top = fmaxf(scores[2 * row], scores[2 * row + 1]);
-#pragma unroll
-    for (int i = 1; i < kScores / 4; ++i) {
-      top = fmaxf(top, fmaxf(scores[4 * i + 2 * row], scores[4 * i + 2 * row + 1]));
-    }
-    return top;
-  }
-
-  // The factor of what was accumulated under the old reference.
-  __device__ float raise_to(int row, float lane_top) {
-    const float top = fmaxf(quad_max(lane_top), reference[row]);
-    const float factor = exp2_approximate(reference[row] - top);
-    reference[row] = top;
-    sum[row] *= factor;
-    return factor;
-  }
-
-  template <int kScores>
-  __device__ void weigh(float (&scores)[kScores]) {
+  __device__ void weigh(float (&scores)[kScores], float (&part)[2]) const {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float even = 0.0f, odd = 0.0f;
@@ -109,8 +74,56 @@ struct OnlineSoftmax {
         even += a;
         odd += b;
       }
-      sum[row] += even + odd;
+      part[row] = even + odd;
     }
+  }
+
+  __device__ void add(const float (&part)[2]) {
+    sum[0] += part[0];
+    sum[1] += part[1];
+  }
+
+  // Takes the reference from the first scores.
+  template <int kScores>
+  __device__ void start(const float (&scores)[kScores]) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      reference[row] = fmaxf(quad_max(row_max(scores, row) * scale_log2), -FLT_MAX);
+    }
+  }
+
+  // Raises the reference to a tile's maximum before it is weighed; what was accumulated under the
+  // old one is to be multiplied by `factor`.
+  template <int kScores>
+  __device__ void raise(const float (&scores)[kScores], float (&factor)[2]) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float top = fmaxf(quad_max(row_max(scores, row) * scale_log2), reference[row]);
+      factor[row] = exp2_approximate(reference[row] - top);
+      reference[row] = top;
+      sum[row] *= factor[row];
+    }
+  }
+
+  // Takes in a part whose sum of exponentials is 2^lse_log2, -inf for none: what was accumulated is
+  // to be multiplied by `own`, and the part's output by `other` and added.
+  __device__ void add_part(int row, float lse_log2, float& own, float& other) {
+    const float top = fmaxf(reference[row], lse_log2);
+    own = exp2_approximate(reference[row] - top);
+    other = exp2_approximate(lse_log2 - top);
+    sum[row] = fmaf(sum[row], own, threadIdx.x % 4 == 0 ? other : 0.0f);
+    reference[row] = top;
+  }
+
+ private:
+  template <int kScores>
+  static __device__ float row_max(const float (&scores)[kScores], int row) {
+    float top = fmaxf(scores[2 * row], scores[2 * row + 1]);
+#pragma unroll
+    for (int i = 1; i < kScores / 4; ++i) {
+      top = fmaxf(top, fmaxf(scores[4 * i + 2 * row], scores[4 * i + 2 * row + 1]));
+    }
+    return top;
   }
 };
 

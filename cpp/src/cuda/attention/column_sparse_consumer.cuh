@@ -1,9 +1,9 @@
-// The loops of column-sparse attention: a producer that gathers the listed rows of K and V, and
-// consumers that turn them into weighted sums.
+// The consumers of column-sparse attention: turn the listed rows of K and V into weighted sums.
 #pragma once
 
 #include <cutlass/arch/barrier.h>
 
+#include <cute/arch/copy_sm75.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
 
 #include "cuda/attention/column_sparse_epilogue.cuh"
@@ -11,131 +11,6 @@
 #include "cuda/device/softmax.cuh"
 
 namespace chipmunk::cuda {
-
-// Tiles of keys come ragged first: tile 0 of a list of `count` columns covers positions [0, first),
-// so that every later tile is full.
-template <int kKeys>
-struct KeyTiles {
-  int32_t tiles, first;
-  __device__ explicit KeyTiles(int32_t count)
-      : tiles((count + kKeys - 1) / kKeys), first(count - (tiles - 1) * kKeys) {}
-};
-
-// The producer warpgroup: for each of the CTA's tiles, K(0), then K(j), V(j - 1), then the last V.
-// Tiles without keys it writes by itself.
-template <class Traits>
-class Producer {
- public:
-  __device__ __forceinline__ Producer(const ColumnSparseKernelParams& params,
-                                      typename Traits::Shared& storage)
-      : p(params), shared(storage), gather_(static_cast<int>(threadIdx.x)) {}
-
-  __device__ __forceinline__ void run() {
-    next_tile_ = static_cast<int32_t>(blockIdx.x);
-    find_next();
-    publish(0);
-    const uint32_t k_tiles = cute::cast_smem_ptr_to_uint(shared.k);
-    for (uint32_t n = 1; next_.count > 0; ++n) {
-      const int32_t count = next_.count;
-      const KeyTiles<kKeys> keys(count);
-      const AttentionParams& a = p.op.attention;
-      const int32_t kv_head = next_.head / p.query_heads_per_kv_head;
-      const char* k = static_cast<const char*>(a.k.data) + 2 * a.k.offset(next_.batch, kv_head, 0) +
-                      gather_.chunk_bytes();
-      const char* v = static_cast<const char*>(a.v.data) + 2 * a.v.offset(next_.batch, kv_head, 0) +
-                      gather_.chunk_bytes();
-
-      // This thread's column of a tile, two tiles ahead. Slots past the ragged tile's end repeat
-      // its last column: a row that may be read, with weight 0.
-      const int32_t* list = list_;
-      int32_t now = __ldg(list + min(gather_.owned_row(), keys.first - 1));
-      int32_t position = keys.first + gather_.owned_row();
-      const auto fetch = [&] {
-        const bool mine = gather_.owned_row() < kKeys && position < count;
-        const int32_t index = mine ? __ldg(list + position) : 0;
-        position += kKeys;
-        return index;
-      };
-      int32_t after = fetch(), before = 0;
-#pragma unroll 1
-      for (int32_t j = 0; j < keys.tiles; ++j) {
-        shared.k_empty[slot_.stage].wait(slot_.parity);
-        gather_.load(k, p.k_row_bytes, now, k_tiles + slot_.stage * RowGather::kTileBytes);
-        arrive_behind_copies(shared.k_full[slot_.stage]);
-        if (j == 0) {
-          next_tile_ += static_cast<int32_t>(gridDim.x);
-          find_next();
-          publish(n);
-          if (p.has_rest && next_.count > 0) prefetch_rest<Traits>(p, next_);
-        } else {
-          load_v(v, before);
-        }
-        slot_.advance();
-        before = now;
-        now = after;
-        after = fetch();
-      }
-      load_v(v, before);
-    }
-    asm volatile("cp.async.wait_all;" ::: "memory");  // shared memory outlives the copies
-  }
-
- private:
-  static constexpr int kKeys = Traits::kKeys;
-  using RowGather = typename Traits::RowGather;
-
-  // Moves to the first tile from next_tile_ on that has keys.
-  __device__ __forceinline__ void find_next() {
-    const ColumnListsParams& c = p.op.columns;
-    const int32_t heads = static_cast<int32_t>(p.op.attention.query_heads);
-    next_.count = 0;
-    for (; next_tile_ < p.tiles; next_tile_ += static_cast<int32_t>(gridDim.x)) {
-      const int32_t batch_head = next_tile_ / p.tiles_per_head;
-      const int32_t in_head = next_tile_ % p.tiles_per_head;
-      const int32_t group = in_head / p.tiles_per_group;
-      next_.batch = batch_head / heads;
-      next_.head = batch_head % heads;
-      next_.first_row = in_head * Traits::kQueries;
-      const int32_t count =
-          __ldg(c.counts + next_.batch * c.counts_batch_stride + next_.head * c.counts_head_stride +
-                group * c.counts_group_stride);
-      next_.count = min(count, static_cast<int32_t>(c.capacity));
-      list_ = c.list(next_.batch, next_.head, group);
-      if (next_.count > 0) return;
-      write_empty_tile<Traits>(p, next_);
-      next_.count = 0;
-    }
-  }
-
-  __device__ __forceinline__ void publish(uint32_t n) {
-    if (threadIdx.x == 0) {
-      const uint32_t slot = n % Traits::kWorkSlots;
-      shared.work_empty[slot].wait(n / Traits::kWorkSlots % 2 ^ 1);
-      shared.work[slot] = next_;
-      shared.work_full[slot].arrive();
-    }
-    __syncwarp();
-  }
-
-  __device__ __forceinline__ void load_v(const char* v, int32_t index) {
-    const auto at = slot_.before();
-    const uint32_t v_tiles = cute::cast_smem_ptr_to_uint(shared.v);
-    shared.v_empty[at.stage].wait(at.parity);
-    gather_.load(v, p.v_row_bytes, index, v_tiles + at.stage * RowGather::kTileBytes);
-    arrive_behind_copies(shared.v_full[at.stage]);
-  }
-  static __device__ __forceinline__ void arrive_behind_copies(const Barrier& barrier) {
-    cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<const uint64_t*>(&barrier));
-  }
-
-  const ColumnSparseKernelParams& p;
-  typename Traits::Shared& shared;
-  const RowGather gather_;
-  RingPosition<Traits::kStages> slot_{0, 1};  // the first pass over a ring waits for nothing
-  int32_t next_tile_ = 0;
-  Work next_{};
-  const int32_t* list_ = nullptr;
-};
 
 // One consumer warpgroup: 64 rows of every tile of the CTA.
 //
@@ -150,53 +25,64 @@ class Consumer {
       : p(params), shared(storage), w(warpgroup) {}
 
   __device__ __forceinline__ void run() {
-    if (wait_for_work(0) == 0) return;
+    if (p.tiles > static_cast<int32_t>(gridDim.x)) {  // while the first rows are on their way
+      make_order<4 * Traits::kWarpgroups>(p, shared.order, shared.order_ready);
+    }
+    if (w >= wait_for_work(0)) return let_others_do(0);
     if (kTurns && w == 0) named_arrive(kTurn, 256);
     if (thread() == 0) ask_for_queries(0);
-    wait_for_queries();
+    wait_for_queries(0);
     shared.k_full[slot_.stage].wait(slot_.parity);
     multiply_qk();
     while (true) {
       const KeyTiles<kKeys> keys(work().count);
-      OnlineSoftmax softmax{.scale_log2 = p.scale_log2};
-      if (p.has_rest) start_from_rest<Traits>(p, rows(), softmax, out_);
+      OnlineSoftmax softmax;
+      softmax.scale_log2 = p.scale_log2;
       finish_qk();
+      release_k();
       if (keys.tiles == 1) take_next_queries();
       mask_from(keys.first);
-      if (p.has_rest) {
-        softmax.step(scores_, out_);
-      } else {
-        softmax.first(scores_);
-      }
+      weigh_first(softmax);
       pack_weights();
-      bool accumulate = p.has_rest;
+      forget_out();
 #pragma unroll 1
       for (int32_t left = keys.tiles - 1; left > 0; --left) {
-        multiply_pv(accumulate);
-        accumulate = true;
+        multiply_pv(left < keys.tiles - 1);
         shared.k_full[slot_.stage].wait(slot_.parity);
         finish_pv();
         multiply_qk();
         pass_turn();
         release_v();
         finish_qk();
+        weigh(softmax);
+        release_k();
         if (left == 1) take_next_queries();
-        softmax.step(scores_, out_);
-        pack_weights();
       }
-      multiply_pv(accumulate);
-      if (last_) {
+      multiply_pv(keys.tiles > 1);
+      if (last_ != 0) {
         finish_pv();
         pass_turn();
+        release_v();
+        if (p.has_rest) take_rest(softmax);
         write_tile<Traits>(p, rows(), softmax, out_);
-        return;
+        return let_others_do(n_ + 1);
       }
-      wait_for_queries();
-      shared.k_full[slot_.stage].wait(slot_.parity);
-      finish_pv();
-      multiply_qk();
-      pass_turn();
-      release_v();
+      if (p.has_rest) {
+        finish_pv();
+        pass_turn();
+        release_v();
+        take_rest(softmax);
+        wait_for_queries(n_ + 1);
+        shared.k_full[slot_.stage].wait(slot_.parity);
+        multiply_qk();
+      } else {
+        wait_for_queries(n_ + 1);
+        shared.k_full[slot_.stage].wait(slot_.parity);
+        finish_pv();
+        multiply_qk();
+        pass_turn();
+        release_v();
+      }
       write_tile<Traits>(p, rows(), softmax, out_);
       if (thread() % 32 == 0) shared.work_empty[n_ % Traits::kWorkSlots].arrive();
       ++n_;
@@ -204,6 +90,19 @@ class Consumer {
   }
 
  private:
+  // The tile's rest, behind its last keys.
+  __device__ __forceinline__ void take_rest(OnlineSoftmax& softmax) {
+    shared.k_full[slot_.stage].wait(slot_.parity);
+    shared.v_full[slot_.stage].wait(slot_.parity);
+    add_rest<Traits>(p, rows(), slot_.stage, shared, softmax, out_);
+    __syncwarp();
+    if (thread() % 32 == 0) {
+      shared.k_empty[slot_.stage].arrive();
+      shared.v_empty[slot_.stage].arrive();
+    }
+    slot_.advance();
+  }
+
   using MmaElement = typename Traits::MmaElement;
   static constexpr int kKeys = Traits::kKeys;
   static constexpr bool kTurns = Traits::kWarpgroups > 1;
@@ -217,9 +116,30 @@ class Consumer {
     const Work at = work();
     return {at.batch, at.head, at.first_row + w * 64 + thread() / 32 * 16 + thread() % 32 / 4};
   }
+  // How many warpgroups have rows of the n-th tile; 0 behind the last one.
   __device__ __forceinline__ int32_t wait_for_work(uint32_t n) {
     shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
-    return shared.work[n % Traits::kWorkSlots].count;
+    return warpgroups_of(n);
+  }
+  __device__ __forceinline__ int32_t warpgroups_of(uint32_t n) const {
+    const Work& at = shared.work[n % Traits::kWorkSlots];
+    return at.count == 0 ? 0 : at.warpgroups;
+  }
+  // Frees what others read of a tile without rows of this warpgroup, if there is one: its CTA's
+  // last.
+  __device__ __forceinline__ void let_others_do(uint32_t n) {
+    if (wait_for_work(n) == 0) return;
+    const KeyTiles<kKeys> keys(shared.work[n % Traits::kWorkSlots].count);
+#pragma unroll 1
+    for (int32_t left = keys.tiles + (p.has_rest ? 1 : 0); left > 0; --left) {
+      shared.k_full[slot_.stage].wait(slot_.parity);
+      shared.v_full[slot_.stage].wait(slot_.parity);
+      if (thread() % 32 == 0) {
+        shared.k_empty[slot_.stage].arrive();
+        shared.v_empty[slot_.stage].arrive();
+      }
+      slot_.advance();
+    }
   }
 
   // By one thread, when no product reads the old queries any more.
@@ -237,14 +157,13 @@ class Consumer {
   }
   // Behind a tile's last scores.
   __device__ __forceinline__ void take_next_queries() {
-    last_ = wait_for_work(n_ + 1) == 0;
+    last_ = w >= wait_for_work(n_ + 1) ? 1 : 0;
     named_sync(kQueriesFree + w, 128);
-    if (!last_ && thread() == 0) ask_for_queries(n_ + 1);
+    if (last_ == 0 && thread() == 0) ask_for_queries(n_ + 1);
     __syncwarp();
   }
-  __device__ __forceinline__ void wait_for_queries() {
-    shared.queries_full[w].wait(queries_parity_);
-    queries_parity_ ^= 1;
+  __device__ __forceinline__ void wait_for_queries(uint32_t n) {
+    shared.queries_full[w].wait(n % 2);
   }
 
   // S = Q K^T of the slot's keys.
@@ -276,8 +195,75 @@ class Consumer {
     cute::warpgroup_wait<0>();
     auto tSrS = scores_tensor();
     cute::warpgroup_fence_operand(tSrS);
+  }
+  __device__ __forceinline__ void release_k() {
     if (thread() % 32 == 0) shared.k_empty[slot_.stage].arrive();
     slot_.advance();
+  }
+
+  // Turns scores into weights. The first of a tile give the reference; others are weighed by the
+  // reference as it is, and if that makes them too large they are computed again and raise it.
+  __device__ __forceinline__ void weigh_first(OnlineSoftmax& softmax) {
+    softmax.start(scores_);
+    softmax.weigh(scores_, softmax.sum);
+  }
+  __device__ __forceinline__ void weigh(OnlineSoftmax& softmax) {
+    constexpr float kMost = kMostWeight<typename Traits::Element>;
+    float part[2];
+    softmax.weigh(scores_, part);
+    pack_weights();
+    if (__any_sync(0xffffffffu, part[0] > kMost || part[1] > kMost)) {
+      multiply_qk_again();
+      float factor[2];
+      softmax.raise(scores_, factor);
+#pragma unroll
+      for (int i = 0; i < Traits::kPadded / 2; ++i) out_[i] *= factor[i >> 1 & 1];
+      softmax.weigh(scores_, part);
+      pack_weights();
+    }
+    softmax.add(part);
+  }
+  // A warp's rows of multiply_qk, by the warp alone.
+  __device__ __forceinline__ void multiply_qk_again() {
+    using Mma = typename Traits::WarpMma;
+    int mine = thread();
+    asm volatile("" : "+r"(mine));  // or its multiples would be kept in registers all the time
+    const int lane = mine % 32, warp = mine / 32;
+    // What this lane points at: 8 rows of 16 bytes make a matrix, four matrices an operand.
+    const int q_row = warp * 16 + lane % 16, k_row = lane / 16 * 8 + lane % 8;
+    const char* q = reinterpret_cast<const char*>(shared.q[w]) + q_row * 128;
+    const char* k =
+        reinterpret_cast<const char*>(shared.k + slot_.stage * kKeys * Traits::kPadded) +
+        k_row * 128;
+#pragma unroll
+    for (int i = 0; i < kKeys / 2; ++i) scores_[i] = 0.0f;
+#pragma unroll 1
+    for (int step = 0; step < Traits::kHeadDim / 16; ++step) {
+      const int panel = step / 4, chunk = step % 4 * 2;
+      uint32_t a[4];
+      load_matrices(q + panel * (64 * 128) + ((chunk + lane / 16) ^ (q_row & 7)) * 16, a);
+#pragma unroll
+      for (int i = 0; i < kKeys / 16; ++i) {
+        uint32_t b[4];
+        load_matrices(
+            k + panel * (kKeys * 128) + i * 2048 + ((chunk + lane / 8 % 2) ^ (k_row & 7)) * 16, b);
+        float* s = &scores_[8 * i];
+        Mma::fma(s[0], s[1], s[2], s[3], a[0], a[1], a[2], a[3], b[0], b[1], s[0], s[1], s[2],
+                 s[3]);
+        Mma::fma(s[4], s[5], s[6], s[7], a[0], a[1], a[2], a[3], b[2], b[3], s[4], s[5], s[6],
+                 s[7]);
+      }
+    }
+  }
+  static __device__ __forceinline__ void load_matrices(const char* from, uint32_t (&to)[4]) {
+    cute::SM75_U32x4_LDSM_N::copy(*reinterpret_cast<const cute::uint128_t*>(from), to[0], to[1],
+                                  to[2], to[3]);
+  }
+
+  // What the sums hold does not matter: keeps the compiler from saving it across the first softmax.
+  __device__ __forceinline__ void forget_out() {
+#pragma unroll
+    for (int i = 0; i < Traits::kPadded / 2; ++i) asm volatile("" : "=f"(out_[i]));
   }
 
   // O (+)= P V, in this warpgroup's turn.
@@ -317,14 +303,15 @@ class Consumer {
     if (thread() % 32 == 0) shared.v_empty[slot_.before().stage].arrive();
   }
   __device__ __forceinline__ void pass_turn() {
-    if constexpr (kTurns) named_arrive(kTurn + (w + 1 == Traits::kWarpgroups ? 0 : w + 1), 256);
+    if constexpr (kTurns) named_arrive(kTurn + (w + 1 == work().warpgroups ? 0 : w + 1), 256);
   }
 
   __device__ __forceinline__ void mask_from(int32_t first) {
     if (first == kKeys) return;
+    const int limit = first - thread() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kKeys / 2; ++i) {
-      if (8 * (i >> 2) + thread() % 4 * 2 + (i & 1) >= first) scores_[i] = -INFINITY;
+      if (8 * (i >> 2) + (i & 1) >= limit) scores_[i] = -INFINITY;
     }
   }
   __device__ __forceinline__ void pack_weights() {
@@ -358,9 +345,8 @@ class Consumer {
   typename Traits::Shared& shared;
   const int w;
   int32_t n_ = 0;                       // of the tile under way, among the CTA's
-  bool last_ = false;                   // there is none after it
   RingPosition<Traits::kStages> slot_;  // of K; V runs one slot behind
-  uint32_t queries_parity_ = 0;
+  int32_t last_ = 0;  // 1: none after it has rows of this warpgroup; as a bool it would spill
   float scores_[kKeys / 2];
   uint32_t weights_[kKeys / 4];
   float out_[Traits::kPadded / 2];
