@@ -121,10 +121,10 @@ def plot(rows: Sequence[Row], path: Path) -> Path | None:
         color = colors.setdefault(label, f"C{len(colors)}")
         x, y = zip(*sorted(series), strict=True)
         if pattern == RANDOM:
-            axes.plot(x, y, "o-", color=color, label=label)
+            axes.plot(x, y, "o", color=color, label=label)  # a chord would cross the ceiling
         else:
-            axes.plot(x, y, "x:", color=color)
-    axes.plot([], [], "x:", color="gray", label="the same, hot and local columns")
+            axes.plot(x, y, "x", color=color)
+    axes.plot([], [], "x", color="gray", label="the same, hot and local columns")
     axes.set_xlabel("sparsity: share of columns left out")
     axes.set_ylabel("speed-up over FlashAttention-3")
     axes.set_yscale("log", base=2)

@@ -254,6 +254,7 @@ class Consumer {
                  s[7]);
       }
     }
+    __syncwarp();  // one lane will tell that the keys have been read
   }
   static __device__ __forceinline__ void load_matrices(const char* from, uint32_t (&to)[4]) {
     cute::SM75_U32x4_LDSM_N::copy(*reinterpret_cast<const cute::uint128_t*>(from), to[0], to[1],
