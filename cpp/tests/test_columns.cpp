@@ -1,48 +1,22 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
-#include <optional>
 
 #include "chipmunk_kernels/columns.h"
+#include "columns_case.h"
 #include "tensor.h"
 #include "testing.h"
 
 namespace {
 
-using chipmunk::ColumnLists;
 using chipmunk::ColumnSelection;
 using chipmunk::Context;
-using chipmunk::InvalidArgument;
-using chipmunk::Unsupported;
 using testing::DType;
-using testing::message_of;
+using testing::Lists;
 using testing::Tensor;
-using testing::TensorView;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
-
-struct Lists {
-  Tensor indices, counts;
-  Lists(const std::vector<int64_t>& lead, int64_t capacity)
-      : indices(DType::kInt32, with(lead, capacity)), counts(DType::kInt32, lead) {
-    indices.fill(-7);
-    counts.fill(-7);
-  }
-  ColumnLists lists() const { return {indices.view(), counts.view(), 64}; }
-  std::vector<int64_t> row(int64_t i) const {
-    std::vector<int64_t> out;
-    const int64_t capacity = indices.size(indices.view().rank - 1);
-    for (int64_t p = 0; p < counts.get_flat(i); ++p) {
-      out.push_back(static_cast<int64_t>(indices.get_flat(i * capacity + p)));
-    }
-    return out;
-  }
-  static std::vector<int64_t> with(std::vector<int64_t> lead, int64_t last) {
-    lead.push_back(last);
-    return lead;
-  }
-};
 
 std::string text(const std::vector<int64_t>& list) {
   std::string out;
@@ -267,196 +241,11 @@ void add_mask_tests(testing::Tests& tests) {
   });
 }
 
-void add_message_tests(testing::Tests& tests) {
-  const auto expect = [&](const std::string& got, const std::string& expected) {
-    tests.check(got == expected, "expected '" + expected + "', got '" + got + "'");
-  };
-  const auto select_message = [](const TensorView& scores, const TensorView* always,
-                                 const ColumnSelection& selection, const ColumnLists& columns) {
-    return message_of<InvalidArgument>(
-        [&] { chipmunk::select_columns(scores, always, selection, columns, Context{}); });
-  };
-
-  tests.add("select_columns: messages about numbers", [=, &tests] {
-    const Tensor scores(DType::kFloat32, {2, 6});
-    const Lists lists({2}, 4);
-    const auto message = [&](const ColumnSelection& selection) {
-      return select_message(scores, nullptr, selection, lists.lists());
-    };
-    expect(message({}),
-           "select_columns: count: expected exactly one of count and mass, got neither");
-    expect(message({.count = 1, .mass = 0.5}),
-           "select_columns: count: expected exactly one of count and mass, got both");
-    expect(message({.count = -1}),
-           "select_columns: count: expected a number of columns >= 0, got -1");
-    expect(message({.mass = 1.5}),
-           "select_columns: mass: expected a fraction from 0 to 1, got 1.500000");
-    expect(message({.mass = kNan}),
-           "select_columns: mass: expected a fraction from 0 to 1, got nan");
-    expect(message({.count = 1, .random_fraction = -0.25}),
-           "select_columns: random_fraction: expected a fraction from 0 to 1, got -0.250000");
-    expect(message({.count = 1, .random_fraction = kNan}),
-           "select_columns: random_fraction: expected a fraction from 0 to 1, got nan");
-    expect(message({.count = 1, .min_count = -2}),
-           "select_columns: min_count: expected a number of columns >= 0, got -2");
-    expect(message({.count = 1, .max_count = -3}),
-           "select_columns: max_count: expected a number of columns >= 0, got -3");
-    expect(message({.count = 1, .min_count = 3, .max_count = 2}),
-           "select_columns: min_count: expected at most max_count=2, got 3");
-    expect(message({.count = 1, .min_count = 5}),
-           "select_columns: columns.indices: expected a capacity of at least min_count=5, got 4");
-    tests.check(lists.counts.get({0}) == -7, "nothing is written before an exception");
-  });
-
-  tests.add("select_columns: messages about tensors", [=, &tests] {
-    const Tensor scores(DType::kFloat32, {2, 3, 6});
-    const ColumnSelection one{.count = 1};
-    const Lists lists({2, 3}, 4);
-    const auto always_message = [&](const Tensor& always) {
-      return select_message(scores, &always.view(), one, lists.lists());
-    };
-    expect(select_message(Tensor(DType::kFloat32, {6}), nullptr, one, lists.lists()),
-           "select_columns: scores: expected shape [*lead, groups, n], got [6]");
-    expect(select_message(Tensor(DType::kInt32, {2, 3, 6}), nullptr, one, lists.lists()),
-           "select_columns: scores: expected dtype float32 or bfloat16 or float16, got int32");
-    TensorView broken = scores;
-    broken.data = nullptr;
-    expect(select_message(broken, nullptr, one, lists.lists()),
-           "select_columns: scores: expected data, got a null pointer");
-    broken = scores;
-    broken.shape[2] = int64_t{1} << 31;
-    expect(select_message(broken, nullptr, one, lists.lists()),
-           "select_columns: scores: expected fewer than 2^31 columns, got [2, 3, 2147483648]");
-    expect(always_message(Tensor(DType::kInt32, {6})),
-           "select_columns: always: expected dtype bool, got int32");
-    expect(always_message(Tensor(DType::kBool, {2, 2, 6})),
-           "select_columns: always: expected a shape that broadcasts to scores [2, 3, 6], got "
-           "[2, 2, 6]");
-    expect(always_message(Tensor(DType::kBool, {1, 2, 3, 6})),
-           "select_columns: always: expected a shape that broadcasts to scores [2, 3, 6], got "
-           "[1, 2, 3, 6]");
-    TensorView elsewhere = Tensor(DType::kBool, {6});
-    elsewhere.device = {chipmunk::DeviceType::kCuda, 1};
-    expect(select_message(scores, &elsewhere, one, lists.lists()),
-           "select_columns: always: expected device cpu as scores, got cuda:1");
-    expect(select_message(scores, nullptr, one, Lists({2, 2}, 4).lists()),
-           "select_columns: columns.counts: expected shape [2, 3] as scores, got [2, 2]");
-    ColumnLists mixed = lists.lists();
-    const Tensor flat(DType::kInt32, {6, 4});
-    mixed.indices = flat;
-    expect(
-        select_message(scores, nullptr, one, mixed),
-        "select_columns: columns.indices: expected shape [2, 3, capacity] as scores, got [6, 4]");
-    mixed = lists.lists();
-    mixed.counts.dtype = DType::kFloat32;
-    expect(select_message(scores, nullptr, one, mixed),
-           "select_columns: columns.counts: expected dtype int32, got float32");
-    mixed = lists.lists();
-    mixed.indices.read_only = true;
-    expect(select_message(scores, nullptr, one, mixed),
-           "select_columns: columns.indices: expected a writable array, got a read-only one");
-    mixed = lists.lists();
-    mixed.counts.strides[0] = 0;
-    expect(select_message(scores, nullptr, one, mixed),
-           "select_columns: columns.counts: expected distinct elements at distinct addresses, got "
-           "a view that overlaps itself");
-    mixed = lists.lists();
-    mixed.indices.strides[2] = 2;
-    expect(select_message(scores, nullptr, one, mixed),
-           "select_columns: columns.indices: expected a contiguous last dimension (stride 1), got "
-           "stride 2");
-    mixed = lists.lists();
-    mixed.counts.data = scores.view().data;
-    expect(select_message(scores, nullptr, one, mixed),
-           "select_columns: columns.counts: expected memory apart from scores, got memory that "
-           "overlaps it");
-    TensorView on_gpu = scores;
-    on_gpu.device = {chipmunk::DeviceType::kCuda, 0};
-    expect(select_message(on_gpu, nullptr, one, lists.lists()),
-           "select_columns: columns.indices: expected device cuda:0 as scores, got cpu");
-  });
-
-  tests.add("mask ops: messages", [=, &tests] {
-    const Lists lists({2}, 4);
-    const auto from = [&](const TensorView& mask) {
-      return message_of<InvalidArgument>(
-          [&] { chipmunk::columns_from_mask(mask, lists.lists(), Context{}); });
-    };
-    const auto to = [&](const TensorView& mask) {
-      return message_of<InvalidArgument>(
-          [&] { chipmunk::columns_to_mask(lists.lists(), mask, Context{}); });
-    };
-    expect(from(Tensor(DType::kInt32, {2, 5})),
-           "columns_from_mask: mask: expected dtype bool, got int32");
-    expect(from(Tensor(DType::kBool, {3, 5})),
-           "columns_from_mask: columns.counts: expected shape [3] as mask, got [2]");
-    expect(from(Tensor(DType::kBool, {5})),
-           "columns_from_mask: mask: expected shape [*lead, groups, n], got [5]");
-    expect(to(Tensor(DType::kFloat32, {2, 5})),
-           "columns_to_mask: mask: expected dtype bool, got float32");
-    TensorView mask = Tensor(DType::kBool, {2, 5});
-    mask.data = lists.indices.view().data;
-    expect(to(mask),
-           "columns_to_mask: mask: expected memory apart from columns.indices, got memory that "
-           "overlaps it");
-    mask.read_only = true;
-    expect(to(mask), "columns_to_mask: mask: expected a writable array, got a read-only one");
-    tests.check(lists.counts.get({1}) == -7, "nothing is written before an exception");
-  });
-
-  tests.add("validate_columns", [=, &tests] {
-    const Lists lists({1, 2}, 3);
-    const auto set = [&](int64_t group, std::initializer_list<int> list, int count) {
-      int64_t i = 0;
-      for (const int column : list) lists.indices.set({0, group, i++}, column);
-      lists.counts.set({0, group}, count);
-    };
-    const auto message = [&](int64_t n = 10) {
-      return message_of<InvalidArgument>(
-          [&] { chipmunk::validate_columns(lists.lists(), n, Context{}); });
-    };
-    set(0, {0, 4, 9}, 3);
-    set(1, {7, 3, -5}, 1);
-    expect(message(), "");
-    expect(message(9),
-           "validate_columns: columns.indices: expected columns from 0 to n=9, exclusive, got 9 at "
-           "position 2 of list [0, 0]");
-    expect(message(-1), "validate_columns: n: expected a number of columns >= 0, got -1");
-    lists.counts.set({0, 1}, 2);
-    expect(message(),
-           "validate_columns: columns.indices: expected ascending, unique columns, got 3 at "
-           "position 1 of list [0, 1] after 7");
-    set(1, {7, 7, 8}, 3);
-    expect(message(),
-           "validate_columns: columns.indices: expected ascending, unique columns, got 7 at "
-           "position 1 of list [0, 1] after 7");
-    set(1, {-1, 7, 8}, 3);
-    expect(message(),
-           "validate_columns: columns.indices: expected columns from 0 to n=10, exclusive, got -1 "
-           "at position 0 of list [0, 1]");
-    lists.counts.set({0, 1}, 4);
-    expect(message(),
-           "validate_columns: columns.counts: expected counts from 0 to capacity=3, got 4 at "
-           "[0, 1]");
-    lists.counts.set({0, 1}, -1);
-    expect(message(),
-           "validate_columns: columns.counts: expected counts from 0 to capacity=3, got -1 at "
-           "[0, 1]");
-    ColumnLists on_gpu = lists.lists();
-    on_gpu.indices.device = on_gpu.counts.device = {chipmunk::DeviceType::kCuda, 2};
-    expect(message_of<Unsupported>([&] { chipmunk::validate_columns(on_gpu, 10, Context{}); }),
-           "validate_columns: columns.indices: lists on cuda:2 cannot be looked into; copy them to "
-           "the CPU and validate there");
-    tests.check(true, "messages");
-  });
-}
-
 }  // namespace
 
 int main() {
   testing::Tests tests;
   add_selection_tests(tests);
   add_mask_tests(tests);
-  add_message_tests(tests);
   return tests.run();
 }
