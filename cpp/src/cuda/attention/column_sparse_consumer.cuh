@@ -96,11 +96,7 @@ class Consumer {
     shared.v_full[slot_.stage].wait(slot_.parity);
     add_rest<Traits>(p, rows(), slot_.stage, shared, softmax, out_);
     __syncwarp();
-    if (thread() % 32 == 0) {
-      shared.k_empty[slot_.stage].arrive();
-      shared.v_empty[slot_.stage].arrive();
-    }
-    slot_.advance();
+    release_both();
   }
 
   using MmaElement = typename Traits::MmaElement;
@@ -134,12 +130,15 @@ class Consumer {
     for (int32_t left = keys.tiles + (p.has_rest ? 1 : 0); left > 0; --left) {
       shared.k_full[slot_.stage].wait(slot_.parity);
       shared.v_full[slot_.stage].wait(slot_.parity);
-      if (thread() % 32 == 0) {
-        shared.k_empty[slot_.stage].arrive();
-        shared.v_empty[slot_.stage].arrive();
-      }
-      slot_.advance();
+      release_both();
     }
+  }
+  __device__ __forceinline__ void release_both() {
+    if (thread() % 32 == 0) {
+      shared.k_empty[slot_.stage].arrive();
+      shared.v_empty[slot_.stage].arrive();
+    }
+    slot_.advance();
   }
 
   // By one thread, when no product reads the old queries any more.

@@ -1,10 +1,11 @@
 // Column-sparse attention: who does what.
 //
-//   producer   K0    K1 V0    K2 V1   ..   V(last)   K0' ..
+//   producer   K0    K1 V0    K2 V1   ..   V(last) [rest]   K0' ..
 //   consumers     QK0    PV0 QK1   PV1 QK2   ..   PV(last) QK0'   write
 //
-// A CTA per multiprocessor walks over tiles of query rows, gridDim.x apart, so that the CTAs work
-// on one head at a time and its K and V stay in L2. Warpgroup 0 gathers, the others multiply.
+// A CTA per multiprocessor walks over tiles of query rows, in an order (tile_schedule.h) that has
+// the CTAs work on one head at a time, so that its K and V stay in L2. Warpgroup 0 gathers, the
+// others multiply.
 #pragma once
 
 #include <cutlass/arch/reg_reconfig.h>

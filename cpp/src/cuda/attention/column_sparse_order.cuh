@@ -11,12 +11,12 @@ namespace chipmunk::cuda {
 
 // Where a tile lies.
 struct TilePlace {
-  int32_t batch, head, first_group_tile, group;
+  int32_t batch, head, in_head, group;  // in_head: which of the head's tiles
   __device__ TilePlace(const ColumnSparseKernelParams& p, int32_t tile) {
     const auto heads = static_cast<int32_t>(p.op.attention.query_heads);
     const int32_t batch_head = tile / p.tiles_per_head;
-    first_group_tile = tile % p.tiles_per_head;
-    group = first_group_tile / p.tiles_per_group;
+    in_head = tile % p.tiles_per_head;
+    group = in_head / p.tiles_per_group;
     batch = batch_head / heads;
     head = batch_head % heads;
   }

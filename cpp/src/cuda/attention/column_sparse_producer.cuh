@@ -80,7 +80,7 @@ class Producer {
       const TilePlace at(p, item.tile);
       next_ = {.batch = at.batch,
                .head = at.head,
-               .first_row = at.first_group_tile * Traits::kQueries + 64 * item.first_warpgroup,
+               .first_row = at.in_head * Traits::kQueries + 64 * item.first_warpgroup,
                .count = at.count(p.op.columns),
                .warpgroups = item.warpgroups};
       list_ = p.op.columns.list(at.batch, at.head, at.group);
@@ -95,7 +95,7 @@ class Producer {
   };
   // The CTA's n-th item.
   __device__ __forceinline__ Item item_at(int32_t n) {
-    constexpr int32_t kAll = Traits::kWarpgroups, kHalf = Traits::kSplitWarpgroups;
+    constexpr int32_t kAll = Traits::kWarpgroups, kFirst = Traits::kSplitWarpgroups;
     const auto cta = static_cast<int32_t>(blockIdx.x), grid = static_cast<int32_t>(gridDim.x);
     if (n > 0 && p.tiles > grid) {
       shared.order_ready.wait(0);
@@ -104,9 +104,9 @@ class Producer {
     }
     const int32_t number = cta + n * grid, beyond = number - p.rounds.whole;
     if (number >= p.rounds.items) return {-1, 0, 0};
-    if (kHalf == 0 || beyond < 0) return {number, 0, kAll};
+    if (kFirst == 0 || beyond < 0) return {number, 0, kAll};
     const int32_t tile = p.rounds.whole + beyond / 2;
-    return beyond % 2 == 0 ? Item{tile, 0, kHalf} : Item{tile, kHalf, kAll - kHalf};
+    return beyond % 2 == 0 ? Item{tile, 0, kFirst} : Item{tile, kFirst, kAll - kFirst};
   }
   // The n-th one after the first, or -1.
   static __device__ __forceinline__ int32_t tile_in_order(const TileOrder& order, int32_t n) {

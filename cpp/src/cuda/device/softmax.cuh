@@ -51,9 +51,9 @@ template <>
 inline constexpr float kMostWeight<__half> = 0x1p15f;
 
 // The weights are exp2(scale_log2 * score - reference). Any reference gives the same quotient; a
-// row's is its maximum when it was last raised, so that its sum cannot vanish, and it is raised
-// only where weights would pass kMostWeight. It is finite: a score of -inf weighs 0 whatever came
-// before.
+// row's is the maximum of its first tile, raised to that of a later one only where weights would
+// pass kMostWeight, so that its sum cannot vanish. It is at least -FLT_MAX: a score of -inf weighs
+// 0 whatever came before.
 struct OnlineSoftmax {
   float scale_log2;
   float reference[2];  // equal in a quad
