@@ -76,10 +76,14 @@ def test_scores_of_any_size(scale: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
-def test_scores_that_leave_the_first_tile_far_behind(head_dim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("query_group", [64, 128, 192])
+def test_scores_that_leave_the_first_tile_far_behind(
+    query_group: int, head_dim: int, dtype: torch.dtype
+) -> None:
     """Weights by the first tile's maximum would overflow, by a little, by far, or to infinity."""
     torch.manual_seed(0)
-    case = plain_case((1, 8, 4_300, head_dim), 300, keys=512, dtype=dtype)
+    shape = (1, 8, 12_300, head_dim)  # every multiprocessor has several tiles
+    case = plain_case(shape, 300, keys=512, query_group=query_group, dtype=dtype)
     for head, factor in ((1, 10.0), (3, 30.0), (5, 100.0), (7, 1e4)):
         case.k[:, head, 400:] *= factor
     case.rest = (torch.randn_like(case.q), torch.randn(case.q.shape[:3], device="cuda") * 40)

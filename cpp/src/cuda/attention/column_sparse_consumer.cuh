@@ -14,9 +14,10 @@ namespace chipmunk::cuda {
 
 // One consumer warpgroup: 64 rows of every tile of the CTA.
 //
-// Serial within the warpgroup: scores and weights share registers, so a product starts when the one
-// before has ended. The tensor cores stay busy because the warpgroups take turns, and because a
-// tile's first product is issued before the tile before it is written out.
+// Scores and weights share registers, so a product starts when the one before has ended, but where
+// there are registers for both (Traits::kOverlapped). The tensor cores stay busy because the
+// warpgroups take turns, and because a tile's first product is issued before the tile before it is
+// written out.
 template <class Traits>
 class Consumer {
  public:
@@ -30,9 +31,8 @@ class Consumer {
     }
     if (w >= wait_for_work(0)) return let_others_do(0);
     if (kTurns && w == 0) named_arrive(kTurn, 256);
-    if (thread() == 0) ask_for_queries(0);
     wait_for_queries(0);
-    shared.k_full[slot_.stage].wait(slot_.parity);
+    wait_for_k();
     multiply_qk();
     while (true) {
       const KeyTiles<kKeys> keys(work().count);
@@ -44,59 +44,86 @@ class Consumer {
       mask_from(keys.first);
       weigh_first(softmax);
       pack_weights();
+      if (n_ > 0) release_out();
       forget_out();
 #pragma unroll 1
       for (int32_t left = keys.tiles - 1; left > 0; --left) {
-        multiply_pv(left < keys.tiles - 1);
-        shared.k_full[slot_.stage].wait(slot_.parity);
-        finish_pv();
-        multiply_qk();
-        pass_turn();
-        release_v();
-        finish_qk();
-        weigh(softmax);
+        if constexpr (Traits::kOverlapped) {
+          wait_for_k();
+          wait_for_v();
+          take_turn();
+          multiply_qk();
+          start_pv(left < keys.tiles - 1);
+          pass_turn();
+          cute::warpgroup_wait<1>();
+          take_scores();
+          if (left == 1) take_next_queries();
+          weigh(softmax);
+          finish_pv();
+          pack_weights();
+          release_v();
+        } else {
+          multiply_pv(left < keys.tiles - 1);
+          wait_for_k();
+          finish_pv();
+          multiply_qk();
+          pass_turn();
+          release_v();
+          finish_qk();
+          if (left == 1) take_next_queries();
+          weigh(softmax);
+        }
         release_k();
-        if (left == 1) take_next_queries();
       }
       multiply_pv(keys.tiles > 1);
       if (last_ != 0) {
         finish_pv();
         pass_turn();
         release_v();
-        if (p.has_rest) take_rest(softmax);
-        write_tile<Traits>(p, rows(), softmax, out_);
+        write_out(softmax);
         return let_others_do(n_ + 1);
       }
-      if (p.has_rest) {
-        finish_pv();
-        pass_turn();
-        release_v();
-        take_rest(softmax);
-        wait_for_queries(n_ + 1);
-        shared.k_full[slot_.stage].wait(slot_.parity);
-        multiply_qk();
-      } else {
-        wait_for_queries(n_ + 1);
-        shared.k_full[slot_.stage].wait(slot_.parity);
-        finish_pv();
-        multiply_qk();
-        pass_turn();
-        release_v();
-      }
-      write_tile<Traits>(p, rows(), softmax, out_);
+      wait_for_queries(n_ + 1);
+      wait_for_k();
+      finish_pv();
+      multiply_qk();
+      pass_turn();
+      release_v();
+      write_out(softmax);
       if (thread() % 32 == 0) shared.work_empty[n_ % Traits::kWorkSlots].arrive();
       ++n_;
     }
   }
 
  private:
-  // The tile's rest, behind its last keys.
-  __device__ __forceinline__ void take_rest(OnlineSoftmax& softmax) {
-    shared.k_full[slot_.stage].wait(slot_.parity);
+  // Adds the tile's rest, if there is one, and writes the result, both by way of one more tile of
+  // K, behind the next tile's first, and one of V.
+  __device__ __forceinline__ void write_out(OnlineSoftmax& softmax) {
+    const auto in_k = slot_.after();
+    // Not a loop invariant to the compiler, which would keep all the addresses in registers.
+    int warp = static_cast<int>(threadIdx.x);
+    asm volatile("" : "+r"(warp));
+    warp = warp / 32 - 4;
+    const StagedRows<Traits> staged{
+        warp * 16 < kKeys
+            ? reinterpret_cast<char*>(shared.k) + in_k.stage * Traits::RowGather::kTileBytes +
+                  warp * 16 * 128
+            : reinterpret_cast<char*>(shared.v) + slot_.stage * Traits::RowGather::kTileBytes +
+                  (warp * 16 - kKeys) * 128};
+    shared.k_full[in_k.stage].wait(in_k.parity);
     shared.v_full[slot_.stage].wait(slot_.parity);
-    add_rest<Traits>(p, rows(), slot_.stage, shared, softmax, out_);
+    if (p.has_rest) add_rest<Traits>(p, rows(), staged, softmax, out_);
+    write_rows<Traits>(p, rows(), staged, softmax, out_);
+  }
+  // When the copy engine has read the tile before; behind the release of this tile's first K.
+  __device__ __forceinline__ void release_out() {
+    if (thread() % 32 == 0) {
+      cute::tma_store_wait<0>();
+      shared.k_empty[slot_.stage].arrive();
+      shared.v_empty[slot_.before().stage].arrive();
+    }
     __syncwarp();
-    release_both();
+    slot_.advance();
   }
 
   using MmaElement = typename Traits::MmaElement;
@@ -124,45 +151,43 @@ class Consumer {
   // Frees what others read of a tile without rows of this warpgroup, if there is one: its CTA's
   // last.
   __device__ __forceinline__ void let_others_do(uint32_t n) {
-    if (wait_for_work(n) == 0) return;
+    if (wait_for_work(n) == 0) {
+      cute::tma_store_wait<0>();  // shared memory outlives the copies
+      return;
+    }
     const KeyTiles<kKeys> keys(shared.work[n % Traits::kWorkSlots].count);
 #pragma unroll 1
-    for (int32_t left = keys.tiles + (p.has_rest ? 1 : 0); left > 0; --left) {
+    for (int32_t j = 0; j < keys.tiles; ++j) {
       shared.k_full[slot_.stage].wait(slot_.parity);
-      shared.v_full[slot_.stage].wait(slot_.parity);
-      release_both();
+      release_k();
+      if (j == 0 && n > 0) release_out();
+      shared.v_full[slot_.before().stage].wait(slot_.before().parity);
+      release_v();
     }
-  }
-  __device__ __forceinline__ void release_both() {
-    if (thread() % 32 == 0) {
-      shared.k_empty[slot_.stage].arrive();
-      shared.v_empty[slot_.stage].arrive();
-    }
-    slot_.advance();
   }
 
-  // By one thread, when no product reads the old queries any more.
-  __device__ __forceinline__ void ask_for_queries(uint32_t n) {
-    const Work at = shared.work[n % Traits::kWorkSlots];
-    MmaElement* q = shared.q[w];
-    shared.queries_full[w].arrive_and_expect_tx(sizeof(shared.q[w]));
-#pragma unroll
-    for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
-      cute::SM90_TMA_LOAD_4D::copy(&p.q, reinterpret_cast<uint64_t*>(&shared.queries_full[w]),
-                                   static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
-                                   q + panel * 64 * 64, panel * 64, at.first_row + w * 64, at.head,
-                                   at.batch);
-    }
-  }
-  // Behind a tile's last scores.
+  // When a tile's last scores are there.
   __device__ __forceinline__ void take_next_queries() {
     last_ = w >= wait_for_work(n_ + 1) ? 1 : 0;
     named_sync(kQueriesFree + w, 128);
-    if (last_ == 0 && thread() == 0) ask_for_queries(n_ + 1);
+    if (last_ == 0 && thread() == 0) {
+      ask_for_queries<Traits>(p, shared, shared.work[(n_ + 1) % Traits::kWorkSlots], w);
+    }
     __syncwarp();
   }
   __device__ __forceinline__ void wait_for_queries(uint32_t n) {
     shared.queries_full[w].wait(n % 2);
+  }
+
+  // The rows come through the generic proxy, and products read through the other.
+  __device__ __forceinline__ void wait_for_k() {
+    shared.k_full[slot_.stage].wait(slot_.parity);
+    cutlass::arch::fence_view_async_shared();
+  }
+  __device__ __forceinline__ void wait_for_v() {
+    const auto at = slot_.before();
+    shared.v_full[at.stage].wait(at.parity);
+    cutlass::arch::fence_view_async_shared();
   }
 
   // S = Q K^T of the slot's keys.
@@ -178,7 +203,6 @@ class Consumer {
     const auto tSrQ = thread_mma.partition_fragment_A(sQ);  // (1, 1, dim / 16) descriptors
     const auto tSrK = thread_mma.partition_fragment_B(sK);  // (1, 1, dim / 16, stages)
     auto tSrS = scores_tensor();
-    cutlass::arch::fence_view_async_shared();  // the rows came through the generic proxy
     cute::warpgroup_fence_operand(tSrS);
     cute::warpgroup_arrive();
     mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
@@ -192,6 +216,9 @@ class Consumer {
 
   __device__ __forceinline__ void finish_qk() {
     cute::warpgroup_wait<0>();
+    take_scores();
+  }
+  __device__ __forceinline__ void take_scores() {
     auto tSrS = scores_tensor();
     cute::warpgroup_fence_operand(tSrS);
   }
@@ -210,27 +237,38 @@ class Consumer {
     constexpr float kMost = kMostWeight<typename Traits::Element>;
     float part[2];
     softmax.weigh(scores_, part);
-    pack_weights();
+    if constexpr (!Traits::kOverlapped) pack_weights();
     if (__any_sync(0xffffffffu, part[0] > kMost || part[1] > kMost)) {
+      if constexpr (Traits::kOverlapped) finish_pv();  // before its sums are scaled
       multiply_qk_again();
       float factor[2];
       softmax.raise(scores_, factor);
 #pragma unroll
-      for (int i = 0; i < Traits::kPadded / 2; ++i) out_[i] *= factor[i >> 1 & 1];
+      for (int i = 0; i < Traits::kHeadDim / 2; ++i) out_[i] *= factor[i >> 1 & 1];
       softmax.weigh(scores_, part);
-      pack_weights();
+      if constexpr (!Traits::kOverlapped) pack_weights();
     }
     softmax.add(part);
   }
-  // A warp's rows of multiply_qk, by the warp alone.
+  // A warp's rows of multiply_qk, by the warp alone. The queries come from global memory: those in
+  // shared memory may be the next tile's.
   __device__ __forceinline__ void multiply_qk_again() {
     using Mma = typename Traits::WarpMma;
     int mine = thread();
     asm volatile("" : "+r"(mine));  // or its multiples would be kept in registers all the time
-    const int lane = mine % 32, warp = mine / 32;
+    const int lane = mine % 32;
     // What this lane points at: 8 rows of 16 bytes make a matrix, four matrices an operand.
-    const int q_row = warp * 16 + lane % 16, k_row = lane / 16 * 8 + lane % 8;
-    const char* q = reinterpret_cast<const char*>(shared.q[w]) + q_row * 128;
+    const int k_row = lane / 16 * 8 + lane % 8;
+    const AttentionParams& op = p.op.attention;
+    const RowPlace at = rows();
+    const uint32_t* q[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int32_t row = min(at.row + 8 * r, static_cast<int32_t>(op.queries) - 1);
+      q[r] = reinterpret_cast<const uint32_t*>(static_cast<const MmaElement*>(op.q.data) +
+                                               op.q.offset(at.batch, at.head, row)) +
+             lane % 4;
+    }
     const char* k =
         reinterpret_cast<const char*>(shared.k + slot_.stage * kKeys * Traits::kPadded) +
         k_row * 128;
@@ -239,8 +277,8 @@ class Consumer {
 #pragma unroll 1
     for (int step = 0; step < Traits::kHeadDim / 16; ++step) {
       const int panel = step / 4, chunk = step % 4 * 2;
-      uint32_t a[4];
-      load_matrices(q + panel * (64 * 128) + ((chunk + lane / 16) ^ (q_row & 7)) * 16, a);
+      const uint32_t a[4] = {__ldg(q[0] + step * 8), __ldg(q[1] + step * 8),
+                             __ldg(q[0] + step * 8 + 4), __ldg(q[1] + step * 8 + 4)};
 #pragma unroll
       for (int i = 0; i < kKeys / 16; ++i) {
         uint32_t b[4];
@@ -263,20 +301,23 @@ class Consumer {
   // What the sums hold does not matter: keeps the compiler from saving it across the first softmax.
   __device__ __forceinline__ void forget_out() {
 #pragma unroll
-    for (int i = 0; i < Traits::kPadded / 2; ++i) asm volatile("" : "=f"(out_[i]));
+    for (int i = 0; i < Traits::kHeadDim / 2; ++i) asm volatile("" : "=f"(out_[i]));
   }
 
   // O (+)= P V, in this warpgroup's turn.
   __device__ __forceinline__ void multiply_pv(bool accumulate) {
+    wait_for_v();
+    take_turn();
+    start_pv(accumulate);
+  }
+  __device__ __forceinline__ void start_pv(bool accumulate) {
     const auto at = slot_.before();
-    shared.v_full[at.stage].wait(at.parity);
     typename Traits::MmaPV mma;
     const auto sV = cute::make_tensor(cute::make_smem_ptr(shared.v), typename Traits::LayoutV{});
-    const auto tOrV = mma.get_slice(0).partition_fragment_B(sV);  // (1, 1, keys / 16, stages)
+    // (1, 1, keys / 16, stages); a product of head dim 96 looks at 96 of 128 columns.
+    const auto tOrV = typename Traits::PaddedMmaPV{}.get_slice(0).partition_fragment_B(sV);
     auto tOrP = weights_tensor();
     auto tOrO = out_tensor();
-    cutlass::arch::fence_view_async_shared();
-    if constexpr (kTurns) named_sync(kTurn + w, 256);
     cute::warpgroup_fence_operand(tOrO);
     fence_weights();
     cute::warpgroup_arrive();
@@ -301,6 +342,9 @@ class Consumer {
   }
   __device__ __forceinline__ void release_v() {
     if (thread() % 32 == 0) shared.v_empty[slot_.before().stage].arrive();
+  }
+  __device__ __forceinline__ void take_turn() {
+    if constexpr (kTurns) named_sync(kTurn + w, 256);
   }
   __device__ __forceinline__ void pass_turn() {
     if constexpr (kTurns) named_arrive(kTurn + (w + 1 == work().warpgroups ? 0 : w + 1), 256);
@@ -331,7 +375,7 @@ class Consumer {
   __device__ __forceinline__ auto out_tensor() {
     return cute::make_tensor(
         &out_[0], cute::make_layout(
-                      cute::Shape<cute::Shape<cute::_2, cute::_2, cute::Int<Traits::kPadded / 8>>,
+                      cute::Shape<cute::Shape<cute::_2, cute::_2, cute::Int<Traits::kHeadDim / 8>>,
                                   cute::_1, cute::_1>{}));
   }
   __device__ __forceinline__ auto weights_tensor() {
@@ -349,7 +393,7 @@ class Consumer {
   int32_t last_ = 0;  // 1: none after it has rows of this warpgroup; as a bool it would spill
   float scores_[kKeys / 2];
   uint32_t weights_[kKeys / 4];
-  float out_[Traits::kPadded / 2];
+  float out_[Traits::kHeadDim / 2];
 };
 
 }  // namespace chipmunk::cuda

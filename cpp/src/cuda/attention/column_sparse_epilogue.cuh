@@ -2,12 +2,15 @@
 //
 // A rest enters as if its own keys had come last: as one more part of the sums, with its lse for
 // the logarithm of its weight. The merge is then the softmax itself, exact, with one rounding. Its
-// rows come through the rings of K and V, as one more tile of each.
+// rows come, and the result's go, through the rings of K and V, as one more tile of each.
 #pragma once
 
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <cute/arch/copy_sm75.hpp>
+#include <cute/arch/copy_sm90.hpp>
+#include <cute/arch/copy_sm90_tma.hpp>
 
 #include "cuda/attention/column_sparse_traits.cuh"
 #include "cuda/device/packed.cuh"
@@ -23,24 +26,6 @@ struct RowPlace {
   int32_t batch, head, row;
 };
 
-// Lane c of a quad holds word c of each of four blocks of 8 elements; afterwards all four words,
-// 16 contiguous bytes, of block c. Its own inverse.
-__device__ __forceinline__ void transpose_in_quad(uint32_t (&x)[4]) {
-  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? x[i] : x[i + 1], 1);
-    x[i] = odd ? got : x[i];
-    x[i + 1] = odd ? x[i + 1] : got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, high ? x[i] : x[i + 2], 2);
-    x[i] = high ? got : x[i];
-    x[i + 2] = high ? x[i + 2] : got;
-  }
-}
-
 template <class Element>
 __device__ __forceinline__ float2 unpack_pair(uint32_t word) {
   Element pair[2];
@@ -48,76 +33,138 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t word) {
   return {to_float(pair[0]), to_float(pair[1])};
 }
 
-// Adds this thread's two rows of a tile's rest, which lie as RowGather has put them: the first
-// kKeys rows in the stage's tile of K, the others in that of V.
+// A warp's 16 rows of a tile, in a stage of K or V, as the gather puts rows there.
+template <class Traits>
+struct StagedRows {
+  char* rows;
+
+  __device__ __forceinline__ char* panel(int number) const {
+    return rows + number * (Traits::kKeys * 128);
+  }
+  // What a lane holds of columns 16 * i and on in the layout of a wgmma accumulator: word m is of
+  // its row m % 2, in the accumulator's words 8 * i + 2 * m and 8 * i + 2 * m + 1.
+  class Reader {
+   public:
+    __device__ __forceinline__ explicit Reader(const StagedRows& staged) {
+      const int lane = opaque_lane();
+      mine_ = staged.rows + lane / 4 * (128 + 16) + lane % 4 * 4;
+    }
+    __device__ __forceinline__ void read(int i, uint32_t (&x)[4]) const {
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        x[m] = *reinterpret_cast<const uint32_t*>(chunk(mine_, 2 * i + m / 2) + m % 2 * (8 * 128));
+      }
+    }
+
+   private:
+    const char* mine_;
+  };
+  class Writer {
+   public:
+    __device__ __forceinline__ explicit Writer(const StagedRows& staged) {
+      const int lane = opaque_lane();  // points at a row of matrix lane / 8
+      mine_ = staged.rows + lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);
+    }
+    __device__ __forceinline__ void write(int i, const uint32_t (&x)[4]) const {
+      cute::SM90_U32x4_STSM_N::copy(x[0], x[1], x[2], x[3],
+                                    *reinterpret_cast<cute::uint128_t*>(chunk(mine_, 2 * i)));
+    }
+
+   private:
+    char* mine_;
+  };
+
+ private:
+  // Not a loop invariant to the compiler, which would keep its multiples in registers.
+  static __device__ __forceinline__ int opaque_lane() {
+    int lane = static_cast<int>(threadIdx.x % 32);
+    asm volatile("" : "+r"(lane));
+    return lane;
+  }
+  // From a place in chunk 0 of 16 bytes to the same place in another.
+  template <class Char>
+  static __device__ __forceinline__ Char* chunk(Char* first, int number) {
+    const auto swizzled =
+        reinterpret_cast<uintptr_t>(first) ^ static_cast<uintptr_t>(number % 8 << 4);
+    return reinterpret_cast<Char*>(swizzled) + number / 8 * (Traits::kKeys * 128);
+  }
+};
+
+// Adds a warp's rows of a tile's rest.
 template <class Traits>
 __device__ __forceinline__ void add_rest(const ColumnSparseKernelParams& p, const RowPlace& at,
-                                         int stage, const typename Traits::Shared& shared,
-                                         OnlineSoftmax& softmax,
-                                         float (&out)[Traits::kPadded / 2]) {
-  constexpr int kTile = Traits::kKeys * Traits::kPadded;  // elements
-  // Not a loop invariant to the compiler, which would keep all the addresses in registers.
-  int thread = static_cast<int>(threadIdx.x);
-  asm volatile("" : "+r"(thread));
-  const int first = thread / 32 * 16 + thread % 32 / 4 - 64;
+                                         const StagedRows<Traits>& staged, OnlineSoftmax& softmax,
+                                         float (&out)[Traits::kHeadDim / 2]) {
+  const float* lses = p.op.rest_lse.data + p.op.rest_lse.offset(at.batch, at.head, at.row);
+  float own[2], other[2];
+  bool any[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int32_t row = at.row + 8 * r;
-    const bool live = row < p.op.attention.queries;
-    const float lse =
-        live ? p.op.rest_lse.data[p.op.rest_lse.offset(at.batch, at.head, row)] : -INFINITY;
-    float own, other;
-    softmax.add_part(r, lse * kLog2E, own, other);
-    const bool any = lse != -INFINITY;  // an empty rest's output does not count
-    const int in_tile = first + 8 * r;
-    const bool in_v = in_tile >= Traits::kKeys;
-    const int tile_row = in_v ? in_tile - Traits::kKeys : in_tile;
-    const auto* from = reinterpret_cast<const char*>((in_v ? shared.v : shared.k) + stage * kTile) +
-                       tile_row * 128 + thread % 4 * 4;
+    const bool live = at.row + 8 * r < p.op.attention.queries;
+    const float lse = live ? lses[8 * r * p.op.rest_lse.row_stride] : -INFINITY;
+    softmax.add_part(r, lse * kLog2E, own[r], other[r]);
+    any[r] = lse != -INFINITY;  // an empty rest's output does not count
+  }
+  const typename StagedRows<Traits>::Reader reader(staged);
 #pragma unroll
-    for (int i = 0; i < Traits::kHeadDim / 8; ++i) {
-      const auto word = *reinterpret_cast<const uint32_t*>(from + i / 8 * (Traits::kKeys * 128) +
-                                                           ((i % 8 ^ (tile_row & 7)) << 4));
-      const float2 pair = unpack_pair<typename Traits::Element>(any ? word : 0u);
-      float& low = out[4 * i + 2 * r];
-      float& high = out[4 * i + 2 * r + 1];
-      low = fmaf(pair.x, other, low * own);
-      high = fmaf(pair.y, other, high * own);
+  for (int i = 0; i < Traits::kHeadDim / 16; ++i) {
+    uint32_t x[4];
+    reader.read(i, x);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const float2 pair = unpack_pair<typename Traits::Element>(any[m % 2] ? x[m] : 0u);
+      float& low = out[8 * i + 2 * m];
+      float& high = out[8 * i + 2 * m + 1];
+      low = fmaf(pair.x, other[m % 2], low * own[m % 2]);
+      high = fmaf(pair.y, other[m % 2], high * own[m % 2]);
     }
   }
+  __syncwarp();  // other lanes write over what this one has read
 }
 
+// Writes a warp's rows, by way of `staged`, where they stay until the copy engine has read them.
 template <class Traits>
-__device__ __forceinline__ void write_tile(const ColumnSparseKernelParams& p, const RowPlace& at,
+__device__ __forceinline__ void write_rows(const ColumnSparseKernelParams& p, const RowPlace& at,
+                                           const StagedRows<Traits>& staged,
                                            const OnlineSoftmax& softmax,
-                                           const float (&out)[Traits::kPadded / 2]) {
-  using Element = typename Traits::Element;
+                                           const float (&out)[Traits::kHeadDim / 2]) {
   const AttentionParams& a = p.op.attention;
+  float sum[2], scale[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int32_t row = at.row + 8 * r;
-    const bool live = row < a.queries;
-    const float sum = quad_sum(softmax.sum[r]);
+    sum[r] = quad_sum(softmax.sum[r]);
     // A sum of 0: every score was -inf, and there was no rest.
-    const float scale = sum == 0.0f ? 0.0f : __frcp_rn(sum);
-    if (live && threadIdx.x % 4 == 0) {
-      a.lse.data[a.lse.offset(at.batch, at.head, row)] =
-          sum == 0.0f ? -INFINITY : (softmax.reference[r] + __log2f(sum)) * kLn2;
+    scale[r] = sum[r] == 0.0f ? 0.0f : reciprocal_approximate(sum[r]);
+  }
+  const typename StagedRows<Traits>::Writer writer(staged);
+#pragma unroll
+  for (int i = 0; i < Traits::kHeadDim / 16; ++i) {
+    uint32_t x[4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      x[m] = pack_pair<typename Traits::Element>(out[8 * i + 2 * m] * scale[m % 2],
+                                                 out[8 * i + 2 * m + 1] * scale[m % 2]);
     }
-    const bool odd = threadIdx.x & 1;
-    Element* to = static_cast<Element*>(a.out.data) + a.out.offset(at.batch, at.head, row) +
-                  (odd ? 8 : 0) + (threadIdx.x & 2) * 2;
+    writer.write(i, x);
+  }
+  cute::tma_store_fence();
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
 #pragma unroll
-    for (int pair = 0; pair < Traits::kHeadDim / 16; ++pair) {
-      uint32_t x[2];
+    for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
+      cute::SM90_TMA_STORE_4D::copy(&p.out, staged.panel(panel), panel * 64, at.row, at.head,
+                                    at.batch);
+    }
+    cute::tma_store_arrive();
+  }
+  __syncwarp();
+  if (threadIdx.x % 4 == 0) {
+    float* lses = a.lse.data + a.lse.offset(at.batch, at.head, at.row);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        x[i] = pack_pair<Element>(out[8 * pair + 4 * i + 2 * r] * scale,
-                                  out[8 * pair + 4 * i + 2 * r + 1] * scale);
-      }
-      const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? x[0] : x[1], 1);
-      const uint2 words = odd ? make_uint2(got, x[1]) : make_uint2(x[0], got);
-      if (live) *reinterpret_cast<uint2*>(to + 16 * pair) = words;
+    for (int r = 0; r < 2; ++r) {
+      if (at.row + 8 * r >= a.queries) continue;
+      lses[8 * r * a.lse.row_stride] =
+          sum[r] == 0.0f ? -INFINITY : (softmax.reference[r] + __log2f(sum[r])) * kLn2;
     }
   }
 }

@@ -1,6 +1,6 @@
 // Column-sparse attention: who does what.
 //
-//   producer   K0    K1 V0    K2 V1   ..   V(last) [rest]   K0' ..
+//   producer   K0    K1 V0    K2 V1   ..   V(last) K0' [rest]   K1' V0' ..
 //   consumers     QK0    PV0 QK1   PV1 QK2   ..   PV(last) QK0'   write
 //
 // A CTA per multiprocessor walks over tiles of query rows, in an order (tile_schedule.h) that has
@@ -22,6 +22,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(raw_shared);
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
   if (threadIdx.x == 0) {
+    cute::prefetch_tma_descriptor(&p.q);
+    cute::prefetch_tma_descriptor(&p.out);
     for (int s = 0; s < Traits::kStages; ++s) {
       shared.k_full[s].init(128);
       shared.v_full[s].init(128);

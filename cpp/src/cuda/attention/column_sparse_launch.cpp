@@ -111,6 +111,9 @@ void column_sparse_attention(const ColumnSparseAttentionParams& op, const Launch
   ColumnSparseKernelParams params{
       .q = head_rows_map(kOp, "q", a.dtype, a.q, {a.batch, a.query_heads, a.queries, a.head_dim},
                          64),
+      .out = head_rows_map(kOp, "out", a.dtype,
+                           {a.out.data, a.out.batch_stride, a.out.head_stride, a.out.row_stride},
+                           {a.batch, a.query_heads, a.queries, a.head_dim}, 16),
       .op = op,
       .tiles = as_int32("q", a.batch * a.query_heads * tiles_per_head),
       .tiles_per_head = as_int32("q", tiles_per_head),

@@ -33,10 +33,65 @@ struct TileOrder {
   int32_t place;  // this CTA's
   bool uniform;   // no tile is long, or too many are
   int32_t long_tiles[kMostLong];
-  // Of each warp's stretch of the tiles, while the order is made.
+  // Of each warp's share of the lists, and then of the tiles, while the order is made.
   int64_t cost[kMostWarps], long_cost[kMostWarps];
-  int32_t starts[kMostWarps], before[kMostWarps], later[kMostWarps];
+  int32_t most[kMostWarps], starts[kMostWarps], before[kMostWarps], later[kMostWarps];
 };
+
+constexpr int32_t kFixedTileCost = 128;  // in columns
+
+// Whether no list takes more than twice the mean. By kWarps warps, before anything else can be
+// done: a launch of short lists is over soon.
+template <int kWarps>
+__device__ __forceinline__ bool lists_are_alike(const ColumnSparseKernelParams& p,
+                                                TileOrder& order) {
+  constexpr uint32_t kAll = 0xffffffffu;
+  const ColumnListsParams& c = p.op.columns;
+  const int thread = static_cast<int>(threadIdx.x) - 128;
+  const auto heads = static_cast<int32_t>(p.op.attention.query_heads);
+  const int32_t groups = (p.tiles_per_head + p.tiles_per_group - 1) / p.tiles_per_group;
+  const int32_t lists = p.tiles / p.tiles_per_head * groups;
+  const bool contiguous = c.counts_group_stride == 1 && c.counts_head_stride == groups &&
+                          c.counts_batch_stride == static_cast<int64_t>(heads) * groups;
+  int64_t cost = 0;
+  int32_t most = 0;
+#pragma unroll 1
+  for (int32_t first = thread; first < lists; first += 4 * 32 * kWarps) {
+    int32_t counts[4];  // loads under way together
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t list = first + i * 32 * kWarps;
+      int64_t at = list;
+      if (!contiguous) {
+        const int32_t batch_head = list / groups;
+        at = batch_head / heads * c.counts_batch_stride +
+             batch_head % heads * c.counts_head_stride + list % groups * c.counts_group_stride;
+      }
+      counts[i] = list < lists ? __ldg(c.counts + at) : -kFixedTileCost;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t list_cost = min(counts[i], static_cast<int32_t>(c.capacity)) + kFixedTileCost;
+      cost += list_cost;
+      most = max(most, list_cost);
+    }
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) cost += __shfl_xor_sync(kAll, cost, step);
+  most = __reduce_max_sync(kAll, most);
+  if (thread % 32 == 0) {
+    order.cost[thread / 32] = cost;
+    order.most[thread / 32] = most;
+  }
+  named_sync(kOrder, 32 * kWarps);
+  cost = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    cost += order.cost[i];
+    most = max(most, order.most[i]);
+  }
+  return static_cast<int64_t>(most) * lists <= 2 * cost;
+}
 
 // Looks at all lists, by the first kWarps warps behind the producer's; who reads `order` waits
 // until a lane of each has arrived at `ready`. A tile is long if it takes more than twice the mean.
@@ -44,7 +99,12 @@ template <int kWarps>
 __device__ __forceinline__ void make_order(const ColumnSparseKernelParams& p, TileOrder& order,
                                            const Barrier& ready) {
   static_assert(kWarps <= TileOrder::kMostWarps);
-  constexpr int32_t kFixedCost = 128;  // of a tile, in columns
+  if (lists_are_alike<kWarps>(p, order)) {
+    if (threadIdx.x == 128) order.uniform = true;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ready.arrive();
+    return;
+  }
   constexpr uint32_t kAll = 0xffffffffu;
   const int lane = static_cast<int>(threadIdx.x % 32),
             warp = static_cast<int>(threadIdx.x / 32) - 4;
@@ -52,7 +112,7 @@ __device__ __forceinline__ void make_order(const ColumnSparseKernelParams& p, Ti
   const int32_t stretch = (p.tiles + 32 * kWarps - 1) / (32 * kWarps) * 32;
   const int32_t begin = min(warp * stretch, p.tiles), end = min(begin + stretch, p.tiles);
   const auto cost_of = [&](int32_t tile) {
-    return TilePlace(p, tile).count(p.op.columns) + kFixedCost;
+    return TilePlace(p, tile).count(p.op.columns) + kFixedTileCost;
   };
   const auto in_warp = [&](int64_t x) {
 #pragma unroll
@@ -66,6 +126,7 @@ __device__ __forceinline__ void make_order(const ColumnSparseKernelParams& p, Ti
     return sum;
   };
 
+  named_sync(kOrder, 32 * kWarps);  // all have read what lists_are_alike left
   int64_t cost = 0, long_cost = 0;
 #pragma unroll 4
   for (int32_t tile = begin + lane; tile < end; tile += 32) cost += cost_of(tile);

@@ -13,7 +13,8 @@ namespace chipmunk::cuda {
 
 // A tile is some rows of one query group; tiles count groups first, then heads, then batches.
 struct ColumnSparseKernelParams {
-  CUtensorMap q;  // [batch, heads, queries, dim], boxes of 64 rows x 64 elements
+  // [batch, heads, queries, dim]; boxes of 64 rows x 64 elements, and of 16 x 64.
+  CUtensorMap q, out;
   ColumnSparseAttentionParams op;
   int32_t tiles, tiles_per_head, tiles_per_group;
   Rounds rounds;  // of the tiles; by the launch

@@ -3,67 +3,83 @@
 
 #include <cutlass/arch/barrier.h>
 
+#include <cute/arch/copy_sm90_tma.hpp>
+
 #include "cuda/attention/column_sparse_epilogue.cuh"
 #include "cuda/attention/column_sparse_traits.cuh"
 
 namespace chipmunk::cuda {
 
 // The producer warpgroup: for each of the CTA's tiles, K(0), then K(j), V(j - 1), then the last V.
-// Tiles without keys it writes by itself.
+// Behind the next tile's K(0), one more stage of each is the tile's rest's and result's. Tiles
+// without keys it writes by itself.
 template <class Traits>
 class Producer {
  public:
   __device__ __forceinline__ Producer(const ColumnSparseKernelParams& params,
                                       typename Traits::Shared& storage)
-      : p(params), shared(storage), gather_(static_cast<int>(threadIdx.x)) {}
+      : p(params), shared(storage) {}
 
   __device__ __forceinline__ void run() {
-    find_next();
-    publish(0);
-    const uint32_t k_tiles = cute::cast_smem_ptr_to_uint(shared.k);
-    for (uint32_t n = 1; next_.count > 0; ++n) {
-      const int32_t count = next_.count;
-      const KeyTiles<kKeys> keys(count);
+    find_next(0);
+    shared.work_full[0].wait(0);
+    if (threadIdx.x % 32 == 0) {  // the consumers are busy
+      const Work work = shared.work[0];
+      const int warpgroup = static_cast<int>(threadIdx.x / 32);
+      if (work.count > 0 && warpgroup < work.warpgroups) {
+        ask_for_queries<Traits>(p, shared, work, warpgroup);
+      }
+    }
+    __syncwarp();
+    uint32_t n = 0;
+    for (;; ++n) {
+      shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
+      const Work work = shared.work[n % Traits::kWorkSlots];
+      if (work.count == 0) break;
+      const KeyTiles<kKeys> keys(work.count);
+      const RowGather gather = make_gather();
       const AttentionParams& a = p.op.attention;
-      const int32_t kv_head = next_.head / p.query_heads_per_kv_head;
-      const char* k = static_cast<const char*>(a.k.data) + 2 * a.k.offset(next_.batch, kv_head, 0) +
-                      gather_.chunk_bytes();
-      const char* v = static_cast<const char*>(a.v.data) + 2 * a.v.offset(next_.batch, kv_head, 0) +
-                      gather_.chunk_bytes();
+      const int32_t kv_head = work.head / p.query_heads_per_kv_head;
+      const char* k = static_cast<const char*>(a.k.data) + 2 * a.k.offset(work.batch, kv_head, 0) +
+                      gather.chunk_bytes();
+      const char* v = static_cast<const char*>(a.v.data) + 2 * a.v.offset(work.batch, kv_head, 0) +
+                      gather.chunk_bytes();
 
       // This thread's column of a tile, two tiles ahead. Slots past the ragged tile's end repeat
       // its last column: a row that may be read, with weight 0.
       // Every other tile takes its list from the end: what it reads first, the CTAs have just read.
-      const int32_t step = n % 2 == 1 ? 1 : -1;
-      const int32_t* list = n % 2 == 1 ? list_ : list_ + count - 1;
-      int32_t now = __ldg(list + step * min(gather_.owned_row(), keys.first - 1));
-      int32_t position = keys.first + gather_.owned_row();
+      const int32_t step = n % 2 == 0 ? 1 : -1;
+      const int32_t* column = n % 2 == 0 ? work.list : work.list + work.count - 1;
+      int32_t now = __ldg(column + step * min(gather.owned_row(), keys.first - 1));
+      column += step * (keys.first + gather.owned_row());
+      int32_t left = gather.owned_row() < kKeys ? work.count - keys.first - gather.owned_row() : 0;
       const auto fetch = [&] {
-        const bool mine = gather_.owned_row() < kKeys && position < count;
-        const int32_t index = mine ? __ldg(list + step * position) : 0;
-        position += kKeys;
+        const int32_t index = left > 0 ? __ldg(column) : 0;
+        column += step * kKeys;
+        left -= kKeys;
         return index;
       };
-      int32_t after = fetch(), before = 0;
-      const int32_t look_ahead_at = n == 1 ? keys.tiles - 1 : 0;  // the order takes time to make
+      int32_t after = fetch();
+      load_k(gather, k, now);
+      if (n > 0) hand_over(n - 1);
+      slot_.advance();
+      const int32_t ahead = n == 0 ? 0 : keys.tiles - 1;  // the order takes time to make
+      int32_t more = keys.tiles - 1;
 #pragma unroll 1
-      for (int32_t j = 0; j < keys.tiles; ++j) {
-        shared.k_empty[slot_.stage].wait(slot_.parity);
-        gather_.load(k, p.k_row_bytes, now, k_tiles + slot_.stage * RowGather::kTileBytes);
-        arrive_behind_copies(shared.k_full[slot_.stage]);
-        if (j > 0) load_v(v, before);
-        if (j == look_ahead_at) {
-          find_next();
-          publish(n);
-        }
-        slot_.advance();
-        before = now;
+      while (true) {
+        if (more == ahead) find_next(n + 1);
+        if (more-- == 0) break;
+        const int32_t before = now;
         now = after;
         after = fetch();
+        load_k(gather, k, now);
+        load_v(gather, v, before);
+        slot_.advance();
       }
-      load_v(v, before);
-      if (p.has_rest) load_rest(n - 1);
+      prefetch(n);
+      load_v(gather, v, now);
     }
+    if (n > 0) hand_over(n - 1);
     asm volatile("cp.async.wait_all;" ::: "memory");  // shared memory outlives the copies
   }
 
@@ -71,22 +87,42 @@ class Producer {
   static constexpr int kKeys = Traits::kKeys;
   using RowGather = typename Traits::RowGather;
 
-  // Moves to the CTA's next tile that has keys.
-  __device__ __forceinline__ void find_next() {
+  // Not a loop invariant to the compiler, which would keep all of it in registers.
+  static __device__ __forceinline__ RowGather make_gather() {
+    int thread = static_cast<int>(threadIdx.x);
+    asm volatile("" : "+r"(thread));
+    return RowGather(thread);
+  }
+
+  // Finds the CTA's n-th tile that has keys, and tells everybody.
+  __device__ __forceinline__ void find_next(uint32_t n) {
+    Work work;
     while (true) {
       const Item item = item_at(taken_++);
-      next_.count = 0;
-      if (item.tile < 0) return;
+      work.count = 0;
+      if (item.tile < 0) break;
       const TilePlace at(p, item.tile);
-      next_ = {.batch = at.batch,
-               .head = at.head,
-               .first_row = at.in_head * Traits::kQueries + 64 * item.first_warpgroup,
-               .count = at.count(p.op.columns),
-               .warpgroups = item.warpgroups};
-      list_ = p.op.columns.list(at.batch, at.head, at.group);
-      if (next_.count > 0) return;
-      write_empty_tile<Traits>(p, next_);
+      const int32_t* list = p.op.columns.list(at.batch, at.head, at.group);
+      // The first columns, while the count is on its way.
+      if (n == 0 && threadIdx.x < 8 && threadIdx.x * 32 < p.op.columns.capacity) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(list + threadIdx.x * 32) : "memory");
+      }
+      work = {.list = list,
+              .batch = at.batch,
+              .head = at.head,
+              .first_row = at.in_head * Traits::kQueries + 64 * item.first_warpgroup,
+              .count = at.count(p.op.columns),
+              .warpgroups = item.warpgroups};
+      if (work.count > 0) break;
+      write_empty_tile<Traits>(p, work);
     }
+    if (threadIdx.x == 0) {
+      const uint32_t slot = n % Traits::kWorkSlots;
+      shared.work_empty[slot].wait(n / Traits::kWorkSlots % 2 ^ 1);
+      shared.work[slot] = work;
+      shared.work_full[slot].arrive();
+    }
+    __syncwarp();
   }
   // A tile, or some warpgroups of it.
   struct Item {
@@ -118,43 +154,81 @@ class Producer {
     return tile_of(number, plan.grid, order.long_tiles, plan.long_later);
   }
 
-  __device__ __forceinline__ void publish(uint32_t n) {
+  // Has L2 read what the end of the n-th tile will ask for: the next tile's queries, and the rest.
+  __device__ __forceinline__ void prefetch(uint32_t n) const {
     if (threadIdx.x == 0) {
-      const uint32_t slot = n % Traits::kWorkSlots;
-      shared.work_empty[slot].wait(n / Traits::kWorkSlots % 2 ^ 1);
-      shared.work[slot] = next_;
-      shared.work_full[slot].arrive();
+      const Work next = shared.work[(n + 1) % Traits::kWorkSlots];
+      const int32_t boxes = next.count > 0 ? next.warpgroups : 0;
+#pragma unroll 1
+      for (int32_t w = 0; w < boxes; ++w) {
+#pragma unroll
+        for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
+          cute::SM90_TMA_LOAD_4D::PREFETCH::copy(&p.q, panel * 64, next.first_row + w * 64,
+                                                 next.head, next.batch);
+        }
+      }
     }
     __syncwarp();
+    if (!p.has_rest) return;
+    const Work at = shared.work[n % Traits::kWorkSlots];
+    const int32_t end =
+        min(at.first_row + at.warpgroups * 64, static_cast<int32_t>(p.op.attention.queries));
+#pragma unroll 1
+    for (int32_t row = at.first_row + static_cast<int32_t>(threadIdx.x); row < end; row += 128) {
+      const char* rows = static_cast<const char*>(p.op.rest_out.data) +
+                         2 * p.op.rest_out.offset(at.batch, at.head, row);
+#pragma unroll
+      for (int byte = 0; byte < 2 * Traits::kHeadDim; byte += 128) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(rows + byte));
+      }
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(p.op.rest_lse.data +
+                                                    p.op.rest_lse.offset(at.batch, at.head, row)));
+    }
   }
-
-  __device__ __forceinline__ void load_v(const char* v, int32_t index) {
+  __device__ __forceinline__ void load_k(const RowGather& gather, const char* k, int32_t index) {
+    shared.k_empty[slot_.stage].wait(slot_.parity);
+    gather.load(k, p.k_row_bytes, index,
+                cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
+    arrive_behind_copies(shared.k_full[slot_.stage]);
+  }
+  __device__ __forceinline__ void load_v(const RowGather& gather, const char* v, int32_t index) {
     const auto at = slot_.before();
     const uint32_t v_tiles = cute::cast_smem_ptr_to_uint(shared.v);
     shared.v_empty[at.stage].wait(at.parity);
-    gather_.load(v, p.v_row_bytes, index, v_tiles + at.stage * RowGather::kTileBytes);
+    gather.load(v, p.v_row_bytes, index, v_tiles + at.stage * RowGather::kTileBytes);
     arrive_behind_copies(shared.v_full[at.stage]);
   }
-  // The rest's rows of a tile, as one more K and V.
-  __device__ __forceinline__ void load_rest(uint32_t n) {
+  // Hands the consumers one more tile of K, behind slot_, and one of V, at slot_, to write their
+  // n-th tile's rows into, with the rest's rows if there is one.
+  __device__ __forceinline__ void hand_over(uint32_t n) {
+    const auto in_v = slot_;
+    slot_.advance();
+    shared.k_empty[slot_.stage].wait(slot_.parity);
+    shared.v_empty[in_v.stage].wait(in_v.parity);
+    if (p.has_rest) {
+      load_rest(n, in_v.stage);
+      arrive_behind_copies(shared.k_full[slot_.stage]);
+      arrive_behind_copies(shared.v_full[in_v.stage]);
+    } else {
+      shared.k_full[slot_.stage].arrive();
+      shared.v_full[in_v.stage].arrive();
+    }
+  }
+  __device__ __forceinline__ void load_rest(uint32_t n, int stage_of_v) {
+    const RowGather gather = make_gather();
     shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
     const Work at = shared.work[n % Traits::kWorkSlots];
     const auto& rest = p.op.rest_out;
     const char* rows = static_cast<const char*>(rest.data) + 2 * rest.offset(at.batch, at.head, 0) +
-                       gather_.chunk_bytes();
+                       gather.chunk_bytes();
     const auto last = static_cast<int32_t>(p.op.attention.queries) - 1;
-    const int32_t first = min(at.first_row + gather_.owned_row(), last);
-    shared.k_empty[slot_.stage].wait(slot_.parity);
-    gather_.load(rows, p.rest_row_bytes, first,
-                 cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
-    arrive_behind_copies(shared.k_full[slot_.stage]);
-    shared.v_empty[slot_.stage].wait(slot_.parity);
+    const int32_t first = min(at.first_row + gather.owned_row(), last);
+    gather.load(rows, p.rest_row_bytes, first,
+                cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
     if constexpr (Traits::kQueries > kKeys) {
-      gather_.load(rows, p.rest_row_bytes, min(first + kKeys, last),
-                   cute::cast_smem_ptr_to_uint(shared.v) + slot_.stage * RowGather::kTileBytes);
+      gather.load(rows, p.rest_row_bytes, min(first + kKeys, last),
+                  cute::cast_smem_ptr_to_uint(shared.v) + stage_of_v * RowGather::kTileBytes);
     }
-    arrive_behind_copies(shared.v_full[slot_.stage]);
-    slot_.advance();
   }
   static __device__ __forceinline__ void arrive_behind_copies(const Barrier& barrier) {
     cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<const uint64_t*>(&barrier));
@@ -162,11 +236,8 @@ class Producer {
 
   const ColumnSparseKernelParams& p;
   typename Traits::Shared& shared;
-  const RowGather gather_;
   RingPosition<Traits::kStages> slot_{0, 1};  // the first pass over a ring waits for nothing
   int32_t taken_ = 0;
-  Work next_{};
-  const int32_t* list_ = nullptr;
 };
 
 }  // namespace chipmunk::cuda

@@ -6,6 +6,7 @@
 #include <cutlass/bfloat16.h>
 #include <cutlass/half.h>
 
+#include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/mma_sm80.hpp>
 #include <cute/tensor.hpp>
 
@@ -19,6 +20,7 @@ namespace chipmunk::cuda {
 
 // A tile with at least one key to look at, as the producer hands it to the consumers.
 struct alignas(16) Work {
+  const int32_t* list;
   int32_t batch, head, first_row;
   int32_t count;       // of the list; 0: no more tiles
   int32_t warpgroups;  // that have rows here
@@ -47,6 +49,9 @@ struct ColumnSparseTraits {
   static constexpr int kPadded = padded_head_dim(kHeadDim);
 
   static constexpr int kWorkSlots = 4;
+  // Scores, weights and output have registers of their own: QK of a tile of keys and PV of the one
+  // before are under way together, and PV goes on behind the softmax.
+  static constexpr bool kOverlapped = kWarpgroups <= 2 && kHeadDim <= 128;
   static constexpr int kSplitWarpgroups = split_warpgroups(kHeadDim, kWarpgroups);
 
   using MmaElement =
@@ -65,10 +70,13 @@ struct ColumnSparseTraits {
   using MmaQK = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<MmaElement, MmaElement, float,
                                  cute::Shape<cute::_64, cute::Int<kKeys>, cute::_16>>()));
-  using MmaPV = decltype(cute::make_tiled_mma(
+  template <int kColumns>
+  using MmaOfWeights = decltype(cute::make_tiled_mma(
       cute::GMMA::rs_op_selector<MmaElement, MmaElement, float,
-                                 cute::Shape<cute::_64, cute::Int<kPadded>, cute::_16>,
+                                 cute::Shape<cute::_64, cute::Int<kColumns>, cute::_16>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::MN>()));
+  using MmaPV = MmaOfWeights<kHeadDim>;
+  using PaddedMmaPV = MmaOfWeights<kPadded>;  // for the layout of V alone
 
   using WarpMma =
       std::conditional_t<std::is_same_v<Element, __half>, cute::SM80_16x8x16_F32F16F16F32_TN,
@@ -102,5 +110,20 @@ struct ColumnSparseTraits {
   static constexpr int kSharedBytes = static_cast<int>(sizeof(Shared));
   static_assert(kSharedBytes <= 227 * 1024);
 };
+
+// A warpgroup's queries of a tile, by one thread, when no product reads the old ones any more.
+template <class Traits>
+__device__ __forceinline__ void ask_for_queries(const ColumnSparseKernelParams& p,
+                                                typename Traits::Shared& shared, const Work& work,
+                                                int w) {
+  shared.queries_full[w].arrive_and_expect_tx(sizeof(shared.q[w]));
+#pragma unroll
+  for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
+    cute::SM90_TMA_LOAD_4D::copy(&p.q, reinterpret_cast<uint64_t*>(&shared.queries_full[w]),
+                                 static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
+                                 shared.q[w] + panel * 64 * 64, panel * 64, work.first_row + w * 64,
+                                 work.head, work.batch);
+  }
+}
 
 }  // namespace chipmunk::cuda

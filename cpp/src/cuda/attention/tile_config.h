@@ -40,8 +40,10 @@ constexpr TileConfig column_sparse_config(int head_dim, int warpgroups) {
           .stages = head_dim == 256  ? 2
                     : head_dim == 64 ? 4
                                      : 3,
-          .consumer_registers = warpgroups == 3 ? 152 : 224,
-          .producer_registers = 56};
+          .consumer_registers = warpgroups == 3   ? 152
+                                : warpgroups == 2 ? 216
+                                                  : 240,
+          .producer_registers = warpgroups == 3 ? 56 : 72};
 }
 
 // A tile may be split in two (tile_schedule.h): this many warpgroups, and the others. Fewer

@@ -22,6 +22,9 @@ struct RingPosition {
       parity ^= 1;
     }
   }
+  __device__ RingPosition after() const {
+    return stage == kStages - 1 ? RingPosition{0, parity ^ 1} : RingPosition{stage + 1, parity};
+  }
   __device__ RingPosition before() const {
     return stage == 0 ? RingPosition{kStages - 1, parity ^ 1} : RingPosition{stage - 1, parity};
   }
