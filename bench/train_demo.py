@@ -120,28 +120,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Captions:
-    """Word ids of all pictures on the device, and the random thinning of a batch of them."""
-
-    def __init__(self, entries: list[demo_data.Entry], slots: int, device: str) -> None:
-        words = sorted({word for e in entries for word in (*e.name, *e.category)})
-        self.vocabulary = Vocabulary(words)
-        self.slots = slots
-        ids = [self.vocabulary.ids([*e.name, *e.category], slots) for e in entries]
-        self.ids = torch.tensor(ids, device=device)
-        slot = torch.arange(slots, device=device)
-        names = torch.tensor([len(e.name) for e in entries], device=device)
-        self.is_category = slot >= names[:, None]
-
-    def batch(self, index: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
-        """Words ``[B, L]``: with `dropout` none at all, else without the category in 3 of 10
-        cases and each further word dropped in 1 of 10, so that short prompts work."""
-        draw = torch.rand(len(index), self.slots + 2, device=self.ids.device, generator=generator)
-        keep = (draw[:, :1] >= dropout) & (draw[:, 2:] >= 0.1)
-        keep &= ~self.is_category[index] | (draw[:, 1:2] >= 0.3)
-        return torch.where(keep, self.ids[index], PAD)
-
-
 class Trainer:
     """Everything that changes during training, and the step that changes it."""
 
@@ -155,14 +133,14 @@ class Trainer:
         )
         pixels = torch.from_numpy(data.pixels).permute(0, 3, 1, 2)
         self.pixels = {
-            stage.resolution: _shrink(pixels, stage.resolution).to(self.device)
+            stage.resolution: demo_data.shrink(pixels, stage.resolution).to(self.device)
             for stage in self.stages
         }
         self.weights = torch.tensor([e.weight for e in data.entries], device=self.device)
 
         torch.manual_seed(args.seed)
         slots = ModelConfig(vocabulary=1).word_slots
-        self.captions = Captions(data.entries, slots, self.device)
+        self.captions = demo_data.Captions(data.entries, slots, self.device)
         config = ModelConfig(
             vocabulary=len(self.captions.vocabulary),
             width=args.width,
@@ -341,16 +319,6 @@ class Trainer:
             grid.paste(Image.fromarray(picture), place)
         with atomic_path(self.args.out / f"{name}.png") as path:
             grid.save(path)
-
-
-def _shrink(pixels: Tensor, resolution: int) -> Tensor:
-    if pixels.shape[-1] == resolution:
-        return pixels
-    chunks = [
-        F.interpolate(c.float(), (resolution, resolution), mode="area").round().byte()
-        for c in pixels.split(256)
-    ]
-    return torch.cat(chunks)
 
 
 def _hash(vocabulary: Vocabulary) -> str:

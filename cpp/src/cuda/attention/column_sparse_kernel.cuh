@@ -10,6 +10,8 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
+#include <cute/arch/copy_sm90_desc.hpp>
+
 #include "cuda/attention/column_sparse_consumer.cuh"
 #include "cuda/attention/column_sparse_producer.cuh"
 

@@ -18,7 +18,8 @@
 
 namespace chipmunk::cuda {
 
-// A tile with at least one key to look at, as the producer hands it to the consumers.
+// A tile with at least one key to look at, as the producer hands it to the consumers and to its own
+// other threads.
 struct alignas(16) Work {
   const int32_t* list;
   int32_t batch, head, first_row;
@@ -91,6 +92,7 @@ struct ColumnSparseTraits {
   // | barrier      | arrive                                   | wait      | count            |
   // |--------------|------------------------------------------|-----------|------------------|
   // | k/v_full     | every producer thread's copies, by noinc | consumers | 128              |
+  // |              | (a stage for the result: the thread)     |           |                  |
   // | k/v_empty    | a lane of each consumer warp             | producer  | 4 * kWarpgroups  |
   // | queries_full | the copy engine, after one thread's ask  | warpgroup | 1 + bytes        |
   // | work_full    | producer thread 0                        | consumers | 1                |

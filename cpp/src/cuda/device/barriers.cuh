@@ -36,7 +36,7 @@ struct RingPosition {
 // |-------------------|------------------------------------------|----------------------|---------|
 // | kQueriesFree + w  | warpgroup w, its last QK of a tile done  | warpgroup w          | 128     |
 // | kTurn + w         | warpgroup w and the one whose turn it was| warpgroup w          | 256     |
-// | kOrder            | all consumers, twice at the start        | all consumers        | all     |
+// | kOrder            | all consumers, while the order is made   | all consumers        | all     |
 enum NamedBarrier : int { kQueriesFree = 1, kTurn = 4, kOrder = 7 };
 
 __device__ inline void named_sync(int barrier, int threads) {
