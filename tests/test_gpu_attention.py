@@ -114,16 +114,34 @@ def test_long_lists_among_short_ones(query_group: int, one_in: int) -> None:
         assert same_bits(case.run(), got)
 
 
-@pytest.mark.parametrize("more", [0, 1, 60, 67])
-def test_last_rounds_of_any_length(more: int) -> None:
+@pytest.mark.parametrize("head_dim", [128, 256])
+@pytest.mark.parametrize("more", [0, 1, 60, 67, 88, 89])
+def test_last_rounds_of_any_length(more: int, head_dim: int) -> None:
     """Tiles that leave many multiprocessors idle in the last round are split."""
     torch.manual_seed(0)
     tiles = 2 * torch.cuda.get_device_properties("cuda").multi_processor_count + more
-    case = plain_case((1, 1, 192 * tiles - 50, 128), 250, keys=300)
+    case = plain_case((1, 1, 192 * tiles - 50, head_dim), 250, keys=300)
     case.rest = (torch.randn_like(case.q), torch.randn(case.q.shape[:3], device="cuda") * 3)
     for rest in (case.rest, None):
         case.rest = rest
         assert_within_rule(case, case.run())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("queries", [1, 64, 65, 128, 192, 250, 384, 192 * 350 - 100])
+def test_rows_that_warpgroups_share(queries: int, dtype: torch.dtype) -> None:
+    """Head dim 256 in groups of 192: 64 rows of a tile have their keys dealt to two warpgroups."""
+    torch.manual_seed(0)
+    case = plain_case((1, 2, queries, 256), 1, keys=500, dtype=dtype)
+    rests = [None, (torch.randn_like(case.q), torch.randn(case.q.shape[:3], device="cuda") * 3)]
+    for count in (1, 80, 81, 160, 161, 240, 400, 401):
+        counts = torch.full(case.mask.shape[:3], count, device="cuda")
+        case.mask = random_mask(case.mask.shape, counts)
+        case.columns = lists_of(case.mask, 192)
+        for case.rest in rests:
+            got = case.run()
+            assert_within_rule(case, got)
+            assert same_bits(case.run(), got)
 
 
 def test_a_rest_far_above_or_below() -> None:

@@ -5,9 +5,10 @@
 namespace {
 
 using chipmunk::cuda::column_sparse_config;
+using chipmunk::cuda::row_blocks_for;
 using chipmunk::cuda::shared_tile_bytes;
+using chipmunk::cuda::shares_rows;
 using chipmunk::cuda::TileConfig;
-using chipmunk::cuda::warpgroups_for;
 
 constexpr int kSharedBytes = 227 * 1024;
 constexpr int kBarrierBytes = 1024;
@@ -21,29 +22,33 @@ int main() {
     for (const int head_dim : {64, 96, 128, 256}) {
       for (const int query_group : {64, 128, 192, 256}) {
         const std::string name = std::to_string(head_dim) + ", " + std::to_string(query_group);
-        const int warpgroups = warpgroups_for(head_dim, query_group);
-        tests.check(warpgroups >= 1 && warpgroups <= 3, name);
-        const TileConfig config = column_sparse_config(head_dim, warpgroups);
-        tests.check(query_group % config.query_rows() == 0, "whole tiles: " + name);
+        const int row_blocks = row_blocks_for(head_dim, query_group);
+        tests.check(row_blocks >= 1 && row_blocks <= 3, name);
+        const TileConfig config = column_sparse_config(head_dim, row_blocks);
+        tests.check(query_group % (64 * row_blocks) == 0, "whole tiles: " + name);
+        tests.check(config.warpgroups == row_blocks || shares_rows(head_dim, row_blocks),
+                    "a warpgroup for each block of rows, or shared rows: " + name);
         tests.check(config.keys % 16 == 0 && config.keys <= 128, "keys: " + name);
         tests.check(shared_tile_bytes(head_dim, config) + kBarrierBytes <= kSharedBytes,
                     "shared memory: " + name);
         const int registers =
-            128 * (config.producer_registers + warpgroups * config.consumer_registers);
+            128 * (config.producer_registers + config.warpgroups * config.consumer_registers);
         tests.check(registers <= kRegisters, "registers: " + name);
         tests.check(config.producer_registers % 8 == 0 && config.consumer_registers % 8 == 0,
                     "setmaxnreg takes multiples of 8: " + name);
       }
     }
   });
-  tests.add("groups of 192 rows are one tile, but for 256 columns of output", [&] {
-    tests.check(warpgroups_for(128, 192) == 3, "128");
-    tests.check(warpgroups_for(256, 192) == 1, "256");
-    tests.check(warpgroups_for(128, 256) == 2, "a group of 256 is two tiles");
+  tests.add("groups of 192 rows are one tile", [&] {
+    tests.check(row_blocks_for(128, 192) == 3, "128");
+    tests.check(row_blocks_for(256, 192) == 3, "256");
+    tests.check(column_sparse_config(256, 3).warpgroups == 2, "of two warpgroups, if it must");
+    tests.check(row_blocks_for(128, 256) == 2, "a group of 256 is two tiles");
+    tests.check(row_blocks_for(256, 384) == 2, "two blocks without shared rows, where they fit");
   });
   tests.add("what has no tile", [&] {
-    tests.check(warpgroups_for(80, 192) == 0, "head_dim 80");
-    tests.check(warpgroups_for(128, 100) == 0, "query_group 100");
+    tests.check(row_blocks_for(80, 192) == 0, "head_dim 80");
+    tests.check(row_blocks_for(128, 100) == 0, "query_group 100");
   });
   return tests.run();
 }

@@ -10,7 +10,9 @@
 
 namespace {
 
+using chipmunk::cuda::Item;
 using chipmunk::cuda::LongFirst;
+using chipmunk::cuda::Part;
 using chipmunk::cuda::Rounds;
 using chipmunk::cuda::rounds;
 using chipmunk::cuda::tile_of;
@@ -58,17 +60,54 @@ int32_t cost_of(const std::vector<int32_t>& tiles, const std::vector<bool>& is_l
 
 int main() {
   testing::Tests tests;
-  tests.add("rounds: only a last round that half of the multiprocessors can do is split", [&] {
-    const auto is = [](const Rounds& a, int32_t whole, int32_t items) {
-      return a.whole == whole && a.items == items;
+  tests.add("rounds: when a last round is split", [&] {
+    const auto is = [](const Rounds& a, int32_t whole, int32_t split) {
+      return a.whole == whole && a.split == split;
     };
-    tests.check(is(rounds(576, 132, true), 528, 624), "48 left over");
-    tests.check(is(rounds(576, 132, false), 576, 576), "may not be split");
-    tests.check(is(rounds(528, 132, true), 528, 528), "none left over");
-    tests.check(is(rounds(594, 132, true), 528, 660), "66 left over");
-    tests.check(is(rounds(595, 132, true), 595, 595), "67 left over");
-    tests.check(is(rounds(5, 132, true), 0, 10), "less than a round");
-    tests.check(is(rounds(100, 132, true), 100, 100), "less than a round, but too many");
+    tests.check(is(rounds(576, 132, 1), 528, 48), "48 left over");
+    tests.check(is(rounds(576, 132, 0), 576, 0), "may not be split");
+    tests.check(is(rounds(528, 132, 1), 528, 0), "none left over");
+    tests.check(is(rounds(594, 132, 1), 528, 66), "66 left over");
+    tests.check(is(rounds(595, 132, 1), 595, 0), "67 left over");
+    tests.check(is(rounds(616, 132, 2), 528, 88), "88 left over, two small parts a tile");
+    tests.check(is(rounds(617, 132, 2), 617, 0), "89 left over, two small parts a tile");
+    tests.check(is(rounds(5, 132, 1), 0, 5), "less than a round");
+    tests.check(is(rounds(100, 132, 1), 100, 0), "less than a round, but too many");
+  });
+  tests.add("rounds: every tile once, whole or in two parts, and no CTA too much", [&] {
+    for (const int32_t multiprocessors : {1, 2, 3, 7, 132}) {
+      for (int32_t tiles = 1; tiles < 4 * multiprocessors + 3; ++tiles) {
+        for (int32_t small_parts = 0; small_parts < 3; ++small_parts) {
+          const Rounds r = rounds(tiles, multiprocessors, small_parts);
+          const int32_t grid = r.ctas(multiprocessors);
+          const std::string name = std::to_string(multiprocessors) + ", " + std::to_string(tiles) +
+                                   ", " + std::to_string(small_parts);
+          std::vector<int> whole(tiles), large(tiles), small(tiles);
+          bool fair = true;
+          for (int32_t cta = 0; cta < grid; ++cta) {
+            int32_t parts[3] = {0, 0, 0};
+            for (int32_t n = 0;; ++n) {
+              const Item item = r.item(cta, n, grid);
+              if (item.tile < 0) break;
+              auto& seen = item.part == Part::kWhole   ? whole
+                           : item.part == Part::kLarge ? large
+                                                       : small;
+              ++seen.at(item.tile);
+              ++parts[static_cast<int>(item.part)];
+            }
+            fair = fair && parts[0] + parts[1] <= (tiles + multiprocessors - 1) / multiprocessors &&
+                   parts[1] + (parts[2] + small_parts - 1) / std::max(1, small_parts) <= 1;
+          }
+          bool once = true;
+          for (int32_t t = 0; t < tiles; ++t) {
+            once = once && (whole[t] == 1 ? large[t] + small[t] == 0
+                                          : whole[t] == 0 && large[t] == 1 && small[t] == 1);
+          }
+          tests.check(once, "every tile once: " + name);
+          tests.check(fair, "no CTA too much: " + name);
+        }
+      }
+    }
   });
   tests.add("long tiles first: every tile once", [&] {
     std::mt19937 random(1);

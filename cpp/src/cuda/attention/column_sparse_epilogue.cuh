@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <cute/arch/copy_sm75.hpp>
 #include <cute/arch/copy_sm90.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
 
@@ -40,78 +41,69 @@ struct StagedRows {
   __device__ __forceinline__ char* panel(int number) const {
     return rows + number * (Traits::kKeys * 128);
   }
-  // What a lane holds of columns 16 * i and on in the layout of a wgmma accumulator: word m is of
-  // its row m % 2, in the accumulator's words 8 * i + 2 * m and 8 * i + 2 * m + 1.
-  class Reader {
-   public:
-    __device__ __forceinline__ explicit Reader(const StagedRows& staged) {
-      const int lane = opaque_lane();
-      mine_ = staged.rows + lane / 4 * (128 + 16) + lane % 4 * 4;
-    }
-    __device__ __forceinline__ void read(int i, uint32_t (&x)[4]) const {
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        x[m] = *reinterpret_cast<const uint32_t*>(chunk(mine_, 2 * i + m / 2) + m % 2 * (8 * 128));
-      }
-    }
-
-   private:
-    const char* mine_;
-  };
-  class Writer {
-   public:
-    __device__ __forceinline__ explicit Writer(const StagedRows& staged) {
-      const int lane = opaque_lane();  // points at a row of matrix lane / 8
-      mine_ = staged.rows + lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);
-    }
-    __device__ __forceinline__ void write(int i, const uint32_t (&x)[4]) const {
-      cute::SM90_U32x4_STSM_N::copy(x[0], x[1], x[2], x[3],
-                                    *reinterpret_cast<cute::uint128_t*>(chunk(mine_, 2 * i)));
-    }
-
-   private:
-    char* mine_;
-  };
-
- private:
-  // Not a loop invariant to the compiler, which would keep its multiples in registers.
-  static __device__ __forceinline__ int opaque_lane() {
-    int lane = static_cast<int>(threadIdx.x % 32);
-    asm volatile("" : "+r"(lane));
-    return lane;
-  }
-  // From a place in chunk 0 of 16 bytes to the same place in another.
-  template <class Char>
-  static __device__ __forceinline__ Char* chunk(Char* first, int number) {
-    const auto swizzled =
-        reinterpret_cast<uintptr_t>(first) ^ static_cast<uintptr_t>(number % 8 << 4);
-    return reinterpret_cast<Char*>(swizzled) + number / 8 * (Traits::kKeys * 128);
-  }
 };
 
-// Adds a warp's rows of a tile's rest.
+// Them by matrices: columns 16 * i and on in the layout of a wgmma accumulator. Word m is of the
+// lane's row m % 2, in the accumulator's words 8 * i + 2 * m and 8 * i + 2 * m + 1.
 template <class Traits>
-__device__ __forceinline__ void add_rest(const ColumnSparseKernelParams& p, const RowPlace& at,
-                                         const StagedRows<Traits>& staged, OnlineSoftmax& softmax,
-                                         float (&out)[Traits::kHeadDim / 2]) {
+class StagedMatrices {
+ public:
+  __device__ __forceinline__ explicit StagedMatrices(const StagedRows<Traits>& staged)
+      : rows_(staged.rows) {
+    const int lane = read_thread() % 32;
+    mine_ = lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);  // a row of matrix lane / 8
+  }
+  __device__ __forceinline__ void read(int i, uint32_t (&x)[4]) const {
+    cute::SM75_U32x4_LDSM_N::copy(*at(i), x[0], x[1], x[2], x[3]);
+  }
+  __device__ __forceinline__ void write(int i, const uint32_t (&x)[4]) const {
+    cute::SM90_U32x4_STSM_N::copy(x[0], x[1], x[2], x[3], *at(i));
+  }
+
+ private:
+  // By an offset: by way of an integer address the compiler would forget that this is shared
+  // memory.
+  __device__ __forceinline__ cute::uint128_t* at(int i) const {
+    return reinterpret_cast<cute::uint128_t*>(rows_ + (mine_ ^ i % 4 << 5) +
+                                              i / 4 * (Traits::kKeys * 128));
+  }
+
+  char* rows_;
+  int mine_;
+};
+
+// The lse of a thread's rows of the rest; -inf for none.
+__device__ __forceinline__ void load_rest_lse(const ColumnSparseKernelParams& p, const RowPlace& at,
+                                              float (&lse)[2]) {
+  lse[0] = lse[1] = -INFINITY;
+  if (!p.has_rest) return;
   const float* lses = p.op.rest_lse.data + p.op.rest_lse.offset(at.batch, at.head, at.row);
-  float own[2], other[2];
-  bool any[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const bool live = at.row + 8 * r < p.op.attention.queries;
-    const float lse = live ? lses[8 * r * p.op.rest_lse.row_stride] : -INFINITY;
-    softmax.add_part(r, lse * kLog2E, own[r], other[r]);
-    any[r] = lse != -INFINITY;  // an empty rest's output does not count
+    if (at.row + 8 * r < p.op.attention.queries) lse[r] = lses[8 * r * p.op.rest_lse.row_stride];
   }
-  const typename StagedRows<Traits>::Reader reader(staged);
+}
+
+// Adds a warp's rows of a tile's rest; `lse` are those of the thread's rows.
+template <class Traits>
+__device__ __forceinline__ void add_rest(const StagedRows<Traits>& staged, const float (&lse)[2],
+                                         OnlineSoftmax& softmax,
+                                         float (&out)[Traits::kHeadDim / 2]) {
+  constexpr int kParts = Traits::kHeadDim / 16;
+  float own[2], other[2];
 #pragma unroll
-  for (int i = 0; i < Traits::kHeadDim / 16; ++i) {
-    uint32_t x[4];
-    reader.read(i, x);
+  for (int r = 0; r < 2; ++r) softmax.add_part(r, lse[r] * kLog2E, own[r], other[r]);
+  const StagedMatrices<Traits> matrices(staged);
+  uint32_t rest[2][4];
+  matrices.read(0, rest[0]);
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) {
+    if (i + 1 < kParts) matrices.read(i + 1, rest[(i + 1) % 2]);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      const float2 pair = unpack_pair<typename Traits::Element>(any[m % 2] ? x[m] : 0u);
+      // An empty rest's output does not count.
+      const bool any = lse[m % 2] != -INFINITY;
+      const float2 pair = unpack_pair<typename Traits::Element>(any ? rest[i % 2][m] : 0u);
       float& low = out[8 * i + 2 * m];
       float& high = out[8 * i + 2 * m + 1];
       low = fmaf(pair.x, other[m % 2], low * own[m % 2]);
@@ -121,21 +113,54 @@ __device__ __forceinline__ void add_rest(const ColumnSparseKernelParams& p, cons
   __syncwarp();  // other lanes write over what this one has read
 }
 
+// A sum of 0: every score was -inf, and there was no rest.
+__device__ __forceinline__ float reciprocal_of_sum(float sum) {
+  return sum == 0.0f ? 0.0f : reciprocal_approximate(sum);
+}
+
+// Has the copy engine store a warp's rows: panels of 64 columns, from `column` on.
+template <int kPanels, class Traits>
+__device__ __forceinline__ void store_staged(const ColumnSparseKernelParams& p, const RowPlace& at,
+                                             const StagedRows<Traits>& staged, int column) {
+  cute::tma_store_fence();
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) {
+      cute::SM90_TMA_STORE_4D::copy(&p.out, staged.panel(panel), column + panel * 64, at.row,
+                                    at.head, at.batch);
+    }
+    cute::tma_store_arrive();
+  }
+  __syncwarp();
+}
+
+// `sum` is that of a quad.
+__device__ __forceinline__ void write_lse(const AttentionParams& a, const RowPlace& at,
+                                          const OnlineSoftmax& softmax, const float (&sum)[2]) {
+  if (threadIdx.x % 4 != 0) return;
+  float* lses = a.lse.data + a.lse.offset(at.batch, at.head, at.row);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (at.row + 8 * r >= a.queries) continue;
+    lses[8 * r * a.lse.row_stride] =
+        sum[r] == 0.0f ? -INFINITY : (softmax.reference[r] + __log2f(sum[r])) * kLn2;
+  }
+}
+
 // Writes a warp's rows, by way of `staged`, where they stay until the copy engine has read them.
 template <class Traits>
 __device__ __forceinline__ void write_rows(const ColumnSparseKernelParams& p, const RowPlace& at,
                                            const StagedRows<Traits>& staged,
                                            const OnlineSoftmax& softmax,
                                            const float (&out)[Traits::kHeadDim / 2]) {
-  const AttentionParams& a = p.op.attention;
   float sum[2], scale[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     sum[r] = quad_sum(softmax.sum[r]);
-    // A sum of 0: every score was -inf, and there was no rest.
-    scale[r] = sum[r] == 0.0f ? 0.0f : reciprocal_approximate(sum[r]);
+    scale[r] = reciprocal_of_sum(sum[r]);
   }
-  const typename StagedRows<Traits>::Writer writer(staged);
+  const StagedMatrices<Traits> matrices(staged);
 #pragma unroll
   for (int i = 0; i < Traits::kHeadDim / 16; ++i) {
     uint32_t x[4];
@@ -144,28 +169,10 @@ __device__ __forceinline__ void write_rows(const ColumnSparseKernelParams& p, co
       x[m] = pack_pair<typename Traits::Element>(out[8 * i + 2 * m] * scale[m % 2],
                                                  out[8 * i + 2 * m + 1] * scale[m % 2]);
     }
-    writer.write(i, x);
+    matrices.write(i, x);
   }
-  cute::tma_store_fence();
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) {
-#pragma unroll
-    for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
-      cute::SM90_TMA_STORE_4D::copy(&p.out, staged.panel(panel), panel * 64, at.row, at.head,
-                                    at.batch);
-    }
-    cute::tma_store_arrive();
-  }
-  __syncwarp();
-  if (threadIdx.x % 4 == 0) {
-    float* lses = a.lse.data + a.lse.offset(at.batch, at.head, at.row);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (at.row + 8 * r >= a.queries) continue;
-      lses[8 * r * a.lse.row_stride] =
-          sum[r] == 0.0f ? -INFINITY : (softmax.reference[r] + __log2f(sum[r])) * kLn2;
-    }
-  }
+  store_staged<Traits::kPadded / 64>(p, at, staged, 0);
+  write_lse(p.op.attention, at, softmax, sum);
 }
 
 // A list without columns: the rest as it is, or nothing. By 128 threads. Where the rest is the
@@ -177,7 +184,7 @@ __device__ __forceinline__ void write_empty_tile(const ColumnSparseKernelParams&
   constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, in a row
   const ColumnSparseAttentionParams& op = p.op;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x % 128); i < at.warpgroups * 64 * kChunks; i += 128) {
+  for (int i = static_cast<int>(threadIdx.x % 128); i < at.row_blocks() * 64 * kChunks; i += 128) {
     const int32_t row = at.first_row + i / kChunks;
     const int chunk = i % kChunks;
     const bool live = row < op.attention.queries;

@@ -46,11 +46,11 @@ void require_supported(const ColumnSparseAttentionParams& op) {
   if (a.dtype != DType::kBFloat16 && a.dtype != DType::kFloat16) {
     refuse("q", std::string("the CUDA kernel takes bfloat16 or float16, not ") + name_of(a.dtype));
   }
-  if (warpgroups_for(a.head_dim, 64) == 0) {
+  if (row_blocks_for(a.head_dim, 64) == 0) {
     refuse("q",
            "the CUDA kernel takes head_dim 64, 96, 128 or 256, not " + std::to_string(a.head_dim));
   }
-  if (warpgroups_for(a.head_dim, op.columns.query_group) == 0) {
+  if (row_blocks_for(a.head_dim, op.columns.query_group) == 0) {
     refuse("columns.query_group",
            "the CUDA kernel takes multiples of 64, not " + std::to_string(op.columns.query_group));
   }
@@ -75,25 +75,23 @@ int32_t as_int32(const char* argument, int64_t number) {
 }
 
 template <class Element, int kHeadDim>
-void launch_for(int warpgroups, const ColumnSparseKernelParams& params, const LaunchSite& site) {
-  if constexpr (kHeadDim != 256) {
-    if (warpgroups == 3) return launch_column_sparse<Element, kHeadDim, 3>(params, site);
-  }
-  if (warpgroups == 2) return launch_column_sparse<Element, kHeadDim, 2>(params, site);
+void launch_for(int row_blocks, const ColumnSparseKernelParams& params, const LaunchSite& site) {
+  if (row_blocks == 3) return launch_column_sparse<Element, kHeadDim, 3>(params, site);
+  if (row_blocks == 2) return launch_column_sparse<Element, kHeadDim, 2>(params, site);
   return launch_column_sparse<Element, kHeadDim, 1>(params, site);
 }
 
 template <class Element>
-void launch_for(int warpgroups, const ColumnSparseKernelParams& params, const LaunchSite& site) {
+void launch_for(int row_blocks, const ColumnSparseKernelParams& params, const LaunchSite& site) {
   switch (params.op.attention.head_dim) {
     case 64:
-      return launch_for<Element, 64>(warpgroups, params, site);
+      return launch_for<Element, 64>(row_blocks, params, site);
     case 96:
-      return launch_for<Element, 96>(warpgroups, params, site);
+      return launch_for<Element, 96>(row_blocks, params, site);
     case 128:
-      return launch_for<Element, 128>(warpgroups, params, site);
+      return launch_for<Element, 128>(row_blocks, params, site);
     default:
-      return launch_for<Element, 256>(warpgroups, params, site);
+      return launch_for<Element, 256>(row_blocks, params, site);
   }
 }
 
@@ -105,8 +103,8 @@ void column_sparse_attention(const ColumnSparseAttentionParams& op, const Launch
   const AttentionParams& a = op.attention;
   if (a.batch * a.query_heads * a.queries == 0) return;
   const DeviceGuard guard(site.device);
-  const int warpgroups = warpgroups_for(a.head_dim, op.columns.query_group);
-  const int rows = 64 * warpgroups;
+  const int row_blocks = row_blocks_for(a.head_dim, op.columns.query_group);
+  const int rows = 64 * row_blocks;
   const int64_t tiles_per_head = (a.queries + rows - 1) / rows;
   ColumnSparseKernelParams params{
       .q = head_rows_map(kOp, "q", a.dtype, a.q, {a.batch, a.query_heads, a.queries, a.head_dim},
@@ -125,8 +123,8 @@ void column_sparse_attention(const ColumnSparseAttentionParams& op, const Launch
       .rest_row_bytes = as_int32("rest.out", 2 * op.rest_out.row_stride),
       .scale_log2 = static_cast<float>(a.softmax_scale * kLog2E),
       .has_rest = op.rest_out.data != nullptr};
-  if (a.dtype == DType::kFloat16) return launch_for<__half>(warpgroups, params, site);
-  return launch_for<__nv_bfloat16>(warpgroups, params, site);
+  if (a.dtype == DType::kFloat16) return launch_for<__half>(row_blocks, params, site);
+  return launch_for<__nv_bfloat16>(row_blocks, params, site);
 }
 
 }  // namespace chipmunk::cuda

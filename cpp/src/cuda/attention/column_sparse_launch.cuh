@@ -1,22 +1,20 @@
 // Launches one instantiation of column-sparse attention.
 #pragma once
 
-#include <algorithm>
-
 #include "cuda/attention/column_sparse_kernel.cuh"
 #include "cuda/device_info.h"
 #include "cuda/launch.h"
 
 namespace chipmunk::cuda {
 
-template <class Element, int kHeadDim, int kWarpgroups>
+template <class Element, int kHeadDim, int kRowBlocks>
 void launch_column_sparse(const ColumnSparseKernelParams& params, const LaunchSite& site) {
-  using Traits = ColumnSparseTraits<Element, kHeadDim, kWarpgroups>;
+  using Traits = ColumnSparseTraits<Element, kHeadDim, kRowBlocks>;
   const int multiprocessors = device_limits(site.device).multiprocessors;
   ColumnSparseKernelParams scheduled = params;
-  scheduled.rounds = rounds(params.tiles, multiprocessors, Traits::kSplitWarpgroups > 0);
+  scheduled.rounds = rounds(params.tiles, multiprocessors, small_parts(kHeadDim, kRowBlocks));
   launch("column_sparse_attention", column_sparse_attention_sm90<Traits>,
-         {.grid = dim3(static_cast<unsigned>(std::min(multiprocessors, scheduled.rounds.items))),
+         {.grid = dim3(static_cast<unsigned>(scheduled.rounds.ctas(multiprocessors))),
           .block = dim3(Traits::kThreads),
           .shared_bytes = Traits::kSharedBytes},
          site, scheduled);

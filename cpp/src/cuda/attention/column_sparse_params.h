@@ -25,7 +25,7 @@ struct ColumnSparseKernelParams {
 };
 
 // One instantiation a file under inst/. Element is __nv_bfloat16 or __half.
-template <class Element, int kHeadDim, int kWarpgroups>
+template <class Element, int kHeadDim, int kRowBlocks>
 void launch_column_sparse(const ColumnSparseKernelParams& params, const LaunchSite& site);
 
 }  // namespace chipmunk::cuda

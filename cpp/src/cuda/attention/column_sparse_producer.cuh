@@ -36,7 +36,7 @@ class Producer {
       shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
       const Work work = shared.work[n % Traits::kWorkSlots];
       if (work.count == 0) break;
-      const KeyTiles<kKeys> keys(work.count);
+      const KeyTiles<kKeys> keys(work.count, Traits::kSharesRows && work.shares_rows);
       const RowGather gather = make_gather();
       const AttentionParams& a = p.op.attention;
       const int32_t kv_head = work.head / p.query_heads_per_kv_head;
@@ -53,8 +53,9 @@ class Producer {
       int32_t now = __ldg(column + step * min(gather.owned_row(), keys.first - 1));
       column += step * (keys.first + gather.owned_row());
       int32_t left = gather.owned_row() < kKeys ? work.count - keys.first - gather.owned_row() : 0;
+      // Behind the list's end any row that may be read will do.
       const auto fetch = [&] {
-        const int32_t index = left > 0 ? __ldg(column) : 0;
+        const int32_t index = left > 0 ? __ldg(column) : Traits::kSharesRows ? now : 0;
         column += step * kKeys;
         left -= kKeys;
         return index;
@@ -98,10 +99,10 @@ class Producer {
   __device__ __forceinline__ void find_next(uint32_t n) {
     Work work;
     while (true) {
-      const Item item = item_at(taken_++);
+      const Blocks blocks = next_blocks();
       work.count = 0;
-      if (item.tile < 0) break;
-      const TilePlace at(p, item.tile);
+      if (blocks.tile < 0) break;
+      const TilePlace at(p, blocks.tile);
       const int32_t* list = p.op.columns.list(at.batch, at.head, at.group);
       // The first columns, while the count is on its way.
       if (n == 0 && threadIdx.x < 8 && threadIdx.x * 32 < p.op.columns.capacity) {
@@ -110,9 +111,16 @@ class Producer {
       work = {.list = list,
               .batch = at.batch,
               .head = at.head,
-              .first_row = at.in_head * Traits::kQueries + 64 * item.first_warpgroup,
+              .first_row = at.in_head * Traits::kQueries + 64 * blocks.first,
               .count = at.count(p.op.columns),
-              .warpgroups = item.warpgroups};
+              .warpgroups = blocks.count,
+              .shares_rows = 0};
+      if (Traits::kSharesRows) {
+        const int64_t rows = p.op.attention.queries - work.first_row;
+        if (rows <= 0) continue;
+        work.shares_rows = blocks.count == 1 || rows <= 64;
+        work.warpgroups = 2;
+      }
       if (work.count > 0) break;
       write_empty_tile<Traits>(p, work);
     }
@@ -124,25 +132,36 @@ class Producer {
     }
     __syncwarp();
   }
-  // A tile, or some warpgroups of it.
-  struct Item {
+  // Some blocks of 64 rows of a tile.
+  struct Blocks {
     int32_t tile;  // -1: none
-    int32_t first_warpgroup, warpgroups;
+    int32_t first, count;
   };
+  // What comes next. Where warpgroups share rows, which takes twice the loads, a tile comes in two
+  // parts, and half of the CTAs start with the small ones.
+  __device__ __forceinline__ Blocks next_blocks() {
+    while (true) {
+      const int32_t half = Traits::kSharesRows ? taken_ % 2 : 0;
+      const Item item = item_at(Traits::kSharesRows ? taken_ / 2 : taken_);
+      ++taken_;
+      if (item.tile < 0) return {-1, 0, 0};
+      const bool whole = item.part == Part::kWhole;
+      if (whole && !Traits::kSharesRows) return {item.tile, 0, Traits::kRowBlocks};
+      if (!whole && half != 0) continue;  // a part is an item by itself
+      const bool large =
+          whole ? half == static_cast<int32_t>(blockIdx.x % 2) : item.part == Part::kLarge;
+      return large ? Blocks{item.tile, 0, 2} : Blocks{item.tile, 2, 1};
+    }
+  }
   // The CTA's n-th item.
   __device__ __forceinline__ Item item_at(int32_t n) {
-    constexpr int32_t kAll = Traits::kWarpgroups, kFirst = Traits::kSplitWarpgroups;
     const auto cta = static_cast<int32_t>(blockIdx.x), grid = static_cast<int32_t>(gridDim.x);
     if (n > 0 && p.tiles > grid) {
       shared.order_ready.wait(0);
       const TileOrder& order = shared.order;
-      if (!order.uniform) return {tile_in_order(order, n - 1), 0, kAll};
+      if (!order.uniform) return {tile_in_order(order, n - 1), Part::kWhole};
     }
-    const int32_t number = cta + n * grid, beyond = number - p.rounds.whole;
-    if (number >= p.rounds.items) return {-1, 0, 0};
-    if (kFirst == 0 || beyond < 0) return {number, 0, kAll};
-    const int32_t tile = p.rounds.whole + beyond / 2;
-    return beyond % 2 == 0 ? Item{tile, 0, kFirst} : Item{tile, kFirst, kAll - kFirst};
+    return p.rounds.item(cta, n, grid);
   }
   // The n-th one after the first, or -1.
   static __device__ __forceinline__ int32_t tile_in_order(const TileOrder& order, int32_t n) {
@@ -158,7 +177,7 @@ class Producer {
   __device__ __forceinline__ void prefetch(uint32_t n) const {
     if (threadIdx.x == 0) {
       const Work next = shared.work[(n + 1) % Traits::kWorkSlots];
-      const int32_t boxes = next.count > 0 ? next.warpgroups : 0;
+      const int32_t boxes = next.count > 0 ? next.row_blocks() : 0;
 #pragma unroll 1
       for (int32_t w = 0; w < boxes; ++w) {
 #pragma unroll
@@ -172,7 +191,7 @@ class Producer {
     if (!p.has_rest) return;
     const Work at = shared.work[n % Traits::kWorkSlots];
     const int32_t end =
-        min(at.first_row + at.warpgroups * 64, static_cast<int32_t>(p.op.attention.queries));
+        min(at.first_row + at.row_blocks() * 64, static_cast<int32_t>(p.op.attention.queries));
 #pragma unroll 1
     for (int32_t row = at.first_row + static_cast<int32_t>(threadIdx.x); row < end; row += 128) {
       const char* rows = static_cast<const char*>(p.op.rest_out.data) +
@@ -225,7 +244,7 @@ class Producer {
     const int32_t first = min(at.first_row + gather.owned_row(), last);
     gather.load(rows, p.rest_row_bytes, first,
                 cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
-    if constexpr (Traits::kQueries > kKeys) {
+    if constexpr (64 * Traits::kWarpgroups > kKeys) {
       gather.load(rows, p.rest_row_bytes, min(first + kKeys, last),
                   cute::cast_smem_ptr_to_uint(shared.v) + stage_of_v * RowGather::kTileBytes);
     }

@@ -23,27 +23,36 @@ namespace chipmunk::cuda {
 struct alignas(16) Work {
   const int32_t* list;
   int32_t batch, head, first_row;
-  int32_t count;       // of the list; 0: no more tiles
-  int32_t warpgroups;  // that have rows here
+  int32_t count;        // of the list; 0: no more tiles
+  int32_t warpgroups;   // that have rows here
+  int32_t shares_rows;  // 1: both have the same 64 rows, and every other tile of keys
+
+  __device__ int32_t row_blocks() const { return shares_rows ? 1 : warpgroups; }
 };
 
 // Tiles of keys come ragged first: tile 0 of a list of `count` columns covers positions [0, first),
-// so that every later tile is full.
+// so that every later tile is full. Where warpgroups share rows, there are two tiles at least: the
+// second may be empty.
 template <int kKeys>
 struct KeyTiles {
-  int32_t tiles, first;
-  __device__ explicit KeyTiles(int32_t count)
-      : tiles((count + kKeys - 1) / kKeys), first(count - (tiles - 1) * kKeys) {}
+  int32_t tiles, first, second;  // positions in the first and the second tile
+  __device__ KeyTiles(int32_t count, bool shares_rows)
+      : tiles((count + kKeys - 1) / kKeys),
+        first(count - (tiles - 1) * kKeys),
+        second(tiles > 1 ? kKeys : 0) {
+    if (shares_rows) tiles = max(tiles, 2);
+  }
 };
 
-template <class Element_, int kHeadDim_, int kWarpgroups_>
+template <class Element_, int kHeadDim_, int kRowBlocks_>
 struct ColumnSparseTraits {
   using Element = Element_;  // __nv_bfloat16 or __half
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr int kWarpgroups = kWarpgroups_;
+  static constexpr int kRowBlocks = kRowBlocks_;  // of a tile, 64 rows each
 
-  static constexpr TileConfig kConfig = column_sparse_config(kHeadDim, kWarpgroups);
-  static constexpr int kQueries = kConfig.query_rows();
+  static constexpr TileConfig kConfig = column_sparse_config(kHeadDim, kRowBlocks);
+  static constexpr int kWarpgroups = kConfig.warpgroups;
+  static constexpr int kQueries = 64 * kRowBlocks;
   static constexpr int kKeys = kConfig.keys;
   static constexpr int kStages = kConfig.stages;
   static constexpr int kThreads = kConfig.threads();
@@ -52,8 +61,8 @@ struct ColumnSparseTraits {
   static constexpr int kWorkSlots = 4;
   // Scores, weights and output have registers of their own: QK of a tile of keys and PV of the one
   // before are under way together, and PV goes on behind the softmax.
-  static constexpr bool kOverlapped = kWarpgroups <= 2 && kHeadDim <= 128;
-  static constexpr int kSplitWarpgroups = split_warpgroups(kHeadDim, kWarpgroups);
+  static constexpr bool kOverlapped = kRowBlocks == 1 || (kRowBlocks == 2 && kHeadDim <= 128);
+  static constexpr bool kSharesRows = shares_rows(kHeadDim, kRowBlocks);
 
   using MmaElement =
       std::conditional_t<std::is_same_v<Element, __half>, cutlass::half_t, cutlass::bfloat16_t>;
@@ -85,7 +94,8 @@ struct ColumnSparseTraits {
 
   using RowGather = Gather<kKeys, kHeadDim>;
   static_assert(RowGather::kTileBytes == 2 * kKeys * kPadded);
-  static_assert(kQueries <= 2 * kKeys && kKeys % 8 == 0);  // a tile's rest: one tile of K, one of V
+  static_assert(64 * kWarpgroups <= 2 * kKeys &&
+                kKeys % 8 == 0);  // a tile's rest: one tile of K, one of V
 
   // Barriers, one of each per stage, and per warpgroup for `queries`:
   //
@@ -113,6 +123,19 @@ struct ColumnSparseTraits {
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
+// threadIdx.x, but not a loop invariant to the compiler, which would keep its multiples in
+// registers.
+__device__ __forceinline__ int read_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+template <class Traits>
+__device__ __forceinline__ int32_t first_row(const Work& work, int w) {
+  return Traits::kSharesRows && work.shares_rows ? work.first_row : work.first_row + w * 64;
+}
+
 // A warpgroup's queries of a tile, by one thread, when no product reads the old ones any more.
 template <class Traits>
 __device__ __forceinline__ void ask_for_queries(const ColumnSparseKernelParams& p,
@@ -123,8 +146,8 @@ __device__ __forceinline__ void ask_for_queries(const ColumnSparseKernelParams& 
   for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
     cute::SM90_TMA_LOAD_4D::copy(&p.q, reinterpret_cast<uint64_t*>(&shared.queries_full[w]),
                                  static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
-                                 shared.q[w] + panel * 64 * 64, panel * 64, work.first_row + w * 64,
-                                 work.head, work.batch);
+                                 shared.q[w] + panel * 64 * 64, panel * 64,
+                                 first_row<Traits>(work, w), work.head, work.batch);
   }
 }
 

@@ -24,17 +24,24 @@ constexpr int shared_tile_bytes(int head_dim, const TileConfig& config) {
   return row_bytes * (config.query_rows() + 2 * config.stages * config.keys);
 }
 
-// Consumer warpgroups of the tiles that make up a query group; 0 where there is no kernel. A tile
+// Blocks of 64 rows of the tiles that make up a query group; 0 where there is no kernel. A tile
 // lies within one group; a group may be several tiles.
-constexpr int warpgroups_for(int head_dim, int query_group) {
+constexpr int row_blocks_for(int head_dim, int query_group) {
   if (head_dim != 64 && head_dim != 96 && head_dim != 128 && head_dim != 256) return 0;
-  // Three warpgroups have 152 registers a thread: too few for 256 output columns.
-  if (query_group % 192 == 0 && head_dim != 256) return 3;
+  if (head_dim == 256 && query_group % 128 == 0) return 2;
+  if (query_group % 192 == 0) return 3;
   if (query_group % 128 == 0) return 2;
   return query_group % 64 == 0 ? 1 : 0;
 }
 
-constexpr TileConfig column_sparse_config(int head_dim, int warpgroups) {
+// Three warpgroups have 152 registers a thread: too few for 256 output columns. There, two
+// warpgroups do 128 rows of a tile of 192, and then share the others: each takes half of the keys.
+constexpr bool shares_rows(int head_dim, int row_blocks) {
+  return head_dim == 256 && row_blocks == 3;
+}
+
+constexpr TileConfig column_sparse_config(int head_dim, int row_blocks) {
+  const int warpgroups = shares_rows(head_dim, row_blocks) ? 2 : row_blocks;
   return {.warpgroups = warpgroups,
           .keys = head_dim == 256 ? 80 : 112,
           .stages = head_dim == 256  ? 2
@@ -46,11 +53,12 @@ constexpr TileConfig column_sparse_config(int head_dim, int warpgroups) {
           .producer_registers = warpgroups == 3 ? 56 : 72};
 }
 
-// A tile may be split in two (tile_schedule.h): this many warpgroups, and the others. Fewer
-// warpgroups share the tensor cores, so each half is done sooner. 0: not split, since the softmax
-// of one warpgroup takes as long as the products of all.
-constexpr int split_warpgroups(int head_dim, int warpgroups) {
-  return warpgroups == 3 && head_dim > 64 ? 2 : 0;
+// A tile of 192 rows may be split in 128 and 64 (tile_schedule.h). Fewer rows share the tensor
+// cores, so each part is done sooner: this many small parts, one after another, take no longer than
+// a tile. 0: not split, since the softmax of one warpgroup takes as long as the products of all.
+constexpr int small_parts(int head_dim, int row_blocks) {
+  if (row_blocks != 3 || head_dim == 64) return 0;
+  return shares_rows(head_dim, row_blocks) ? 2 : 1;
 }
 
 }  // namespace chipmunk::cuda

@@ -6,17 +6,41 @@
 
 namespace chipmunk::cuda {
 
-// Lists of equal length: CTA b takes the items b, b + grid, ... Tiles of a last round that would
-// leave half of the multiprocessors idle are split in two items each.
-struct Rounds {
-  int32_t whole;  // tiles, before those that are split
-  int32_t items;  // the whole tiles, and two for each of the others
+enum class Part : int32_t { kWhole, kLarge, kSmall };
+
+// A tile or a part of one.
+struct Item {
+  int32_t tile;  // -1: none
+  Part part;
 };
 
-constexpr Rounds rounds(int32_t tiles, int32_t multiprocessors, bool may_split) {
+// Lists of equal length: CTA b takes the items b, b + grid, ... The tiles of a last round may be
+// split in two: `split` CTAs take a large part each, and the others the small ones.
+struct Rounds {
+  int32_t whole;  // tiles before those that are split; if any are, a multiple of the grid
+  int32_t split;
+
+  constexpr int32_t ctas(int32_t multiprocessors) const {
+    return std::min(multiprocessors, whole + 2 * split);
+  }
+  // What a CTA takes in its n-th round.
+  constexpr Item item(int32_t cta, int32_t n, int32_t grid) const {
+    const int32_t number = cta + n * grid, beyond = number - whole;
+    if (beyond < 0) return {number, Part::kWhole};
+    if (beyond < split) return {number, Part::kLarge};
+    // Once more around, by those without a large part.
+    if (beyond >= grid && cta < split) return {-1, Part::kWhole};
+    const int32_t small = beyond < grid ? beyond - split : beyond - 2 * split;
+    if (small >= split) return {-1, Part::kWhole};
+    return {whole + small, Part::kSmall};
+  }
+};
+
+// A CTA may do `small_parts` small parts in the place of a tile; 0: tiles are not split.
+constexpr Rounds rounds(int32_t tiles, int32_t multiprocessors, int32_t small_parts) {
   const int32_t left = tiles % multiprocessors;
-  if (!may_split || 2 * left > multiprocessors) return {tiles, tiles};
-  return {tiles - left, tiles + left};
+  if ((small_parts + 1) * left > small_parts * multiprocessors) return {tiles, 0};
+  return {tiles - left, left};
 }
 
 // Lists of two lengths, as where some rows attend to everything. Every CTA starts with the tile of

@@ -111,14 +111,19 @@ struct OnlineSoftmax {
     }
   }
 
-  // Takes in a part whose sum of exponentials is 2^lse_log2, -inf for none: what was accumulated is
-  // to be multiplied by `own`, and the part's output by `other` and added.
-  __device__ void add_part(int row, float lse_log2, float& own, float& other) {
-    const float top = fmaxf(reference[row], lse_log2);
+  // Takes in sums of other keys, under a reference of their own: what was accumulated is to be
+  // multiplied by `own`, and the others' output by `other` and added.
+  __device__ void add_sum(int row, float their_reference, float their_sum, float& own,
+                          float& other) {
+    const float top = fmaxf(reference[row], their_reference);
     own = exp2_approximate(reference[row] - top);
-    other = exp2_approximate(lse_log2 - top);
-    sum[row] = fmaf(sum[row], own, threadIdx.x % 4 == 0 ? other : 0.0f);
+    other = exp2_approximate(their_reference - top);
+    sum[row] = fmaf(sum[row], own, their_sum * other);
     reference[row] = top;
+  }
+  // The same for a part whose sum of exponentials is 2^lse_log2, -inf for none.
+  __device__ void add_part(int row, float lse_log2, float& own, float& other) {
+    add_sum(row, lse_log2, 0.25f, own, other);  // a quarter in each lane of the quad
   }
 
  private:
