@@ -131,8 +131,10 @@ class Consumer {
         if (p.has_rest) {
           if (w == 0) {
             add_rest(StagedRows<Traits>{of_k + offset}, rest_lse, softmax, products_.out);
+            named_arrive(kRestRead, 256);
+          } else {
+            named_sync(kRestRead, 256);
           }
-          named_sync(kExchange, 256);
         }
         if (w == 0) {
           write_half<Traits, 0>(p, rows(), of_v, of_k, offset, softmax, products_.out);

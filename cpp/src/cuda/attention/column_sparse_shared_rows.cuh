@@ -60,7 +60,8 @@ __device__ __forceinline__ void write_half(const ColumnSparseKernelParams& p, co
     part.scale() =
         make_float4(softmax.reference[0], softmax.reference[1], softmax.sum[0], softmax.sum[1]);
   }
-  named_sync(kExchange, 256);
+  named_arrive(kPart + (1 - kHalf), 256);
+  named_sync(kPart + kHalf, 256);
   const Part part(from, row_offset);
   const float4 scale = part.scale();
   const float reference[2] = {scale.x, scale.y}, others[2] = {scale.z, scale.w};
