@@ -6,10 +6,11 @@ Each row is one shape and one length of lists; random data, batch 1. Before anyt
 of every variant's result are compared with float64; a wrong kernel gets no time. Two modes:
 
 launches   one launch of each variant in turn, the L2 cache flushed before each; medians
-sustained  the figure of record: each variant in turn runs back to back for --warm-s seconds, then
-           for --seconds more while it is measured; several turns, their median. The L2 cache is not
-           flushed. Launches are captured in a CUDA graph, so that launch overhead does not count;
-           where capture failed, the JSON says `in_graph: false`.
+sustained  the figure of record: the card is heated up for --heat-s seconds; then each variant in
+           turn runs back to back for --warm-s seconds, and for --seconds more while it is measured;
+           several turns, there and back, their median. The L2 cache is not flushed. Launches are
+           captured in a CUDA graph, so that launch overhead does not count; where capture failed,
+           the JSON says `in_graph: false`.
 
 Suites, a JSON file each: "anchors" (attention_gpu.json, and the plot), "rest" (what a merged rest
 costs), "general" (other head dims, groups, float16), "overhead" (what a call costs the host).
@@ -177,7 +178,12 @@ def measure(
             }
     if options.mode in ("sustained", "both") and runs:
         turns = alternate_sustained(
-            machine.timer, runs, turns=options.turns, warm_s=options.warm_s, seconds=options.seconds
+            machine.timer,
+            runs,
+            turns=options.turns,
+            heat_s=options.heat_s,
+            warm_s=options.warm_s,
+            seconds=options.seconds,
         )
         for name, result in turns.items():
             row["variants"][name]["sustained"] = {
@@ -204,7 +210,8 @@ class Output:
             return
         options, machine = self._options, self._machine
         settings = {"mode": options.mode, "turns": options.turns}
-        settings |= {"warm_s": options.warm_s, "seconds": options.seconds, "peers": options.peers}
+        settings |= {"heat_s": options.heat_s, "warm_s": options.warm_s}
+        settings |= {"seconds": options.seconds, "peers": options.peers}
         name = "attention_gpu" if suite == "anchors" else f"attention_gpu_{suite}"
         write(
             name,
@@ -302,6 +309,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shapes", default="", help="parts of shape names, commas between")
     parser.add_argument("--mode", choices=("launches", "sustained", "both"), default="both")
     parser.add_argument("--turns", type=int, default=3, help="sustained turns of each variant")
+    parser.add_argument("--heat-s", type=float, default=3.0, help="before a row's first turn")
     parser.add_argument("--warm-s", type=float, default=1.0, help="before each turn's measurement")
     parser.add_argument("--seconds", type=float, default=0.5, help="measured in each turn")
     parser.add_argument("--peers", default=",".join(PEERS), help="commas between; empty: none")

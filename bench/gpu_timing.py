@@ -1,9 +1,9 @@
 """GPU time that is fair to every variant: cold launches in turn, and sustained runs in turn.
 
 Cold: the L2 cache is flushed before each launch, and the variants take turns launch by launch.
-Sustained: each variant in its turn runs back to back until clocks and power have settled, and goes
-on while it is measured; the L2 cache is not flushed, and launch overhead is out of it wherever the
-launches could be captured in a CUDA graph.
+Sustained: on a card that is hot already, each variant in its turn runs back to back until clocks
+and power have settled, and goes on while it is measured; the L2 cache is not flushed, and launch
+overhead is out of it wherever the launches could be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -161,24 +161,32 @@ def alternate_sustained(
     variants: Mapping[str, Run],
     *,
     turns: int,
+    heat_s: float,
     warm_s: float,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Sustained]:
     """Times every variant back to back, in turn, so many turns.
 
+    A card that comes from light work clocks higher for seconds, so the first variant heats it up,
+    and every other turn is in the opposite order: what drifts on meets all of them alike.
+
     Args:
         timer: where they run.
         variants: what to time, by name; each has run before.
         turns: of every variant.
+        heat_s: seconds that the first variant runs before anything else.
         warm_s: seconds that a variant runs before it is measured, in every turn.
         seconds: at least so long is it measured.
         clock: seconds, for `Sustained.spans`.
     """
     batches = {name: timer.batch(run) for name, run in variants.items()}
     results = {name: Sustained(batch.captured) for name, batch in batches.items()}
-    for _ in range(turns):
-        for name, batch in batches.items():
+    order = list(batches.items())
+    for _, batch in order[:1]:
+        timer.back_to_back(batch, heat_s)
+    for turn in range(turns):
+        for name, batch in order if turn % 2 == 0 else reversed(order):
             timer.back_to_back(batch, warm_s)
             began = clock()
             results[name].turns_ms.append(timer.back_to_back(batch, seconds))

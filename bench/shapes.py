@@ -94,6 +94,9 @@ def _general() -> list[AttentionCase]:
 
 ATTENTION_SUITES: Mapping[str, Sequence[AttentionCase]] = {
     "anchors": _anchors(),
-    "rest": [replace(case, target=None, peers=(), with_rest=True) for case in _TARGETS],
+    "rest": [
+        replace(case, target=None, peers=(), with_rest=True)
+        for case in (*_TARGETS, AttentionCase(TOKENS_16K, count_at(TOKENS_16K.tokens, 0.80)))
+    ],
     "general": _general(),
 }

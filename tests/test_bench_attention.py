@@ -73,7 +73,7 @@ def missing_peer(*_: Any) -> cases.Variant:
 
 
 PEERS = {FA3: dense_torch, CUDNN: wrong_peer, FLEX: missing_peer}
-QUICK = ["--turns", "2", "--warm-s", "0.001", "--seconds", "0.001"]
+QUICK = ["--turns", "2", "--heat-s", "0.001", "--warm-s", "0.001", "--seconds", "0.001"]
 
 
 class SteadyClocks(ClockSampler):

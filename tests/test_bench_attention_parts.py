@@ -83,7 +83,9 @@ def test_the_suites_hold_the_targets_first_and_every_anchor() -> None:
         119_056: [80.0, 93.0, 95.0],
     }
     assert [CUDNN in c.peers for c in anchors] == [True] * 4 + [False] * 3 + [True] + [False] * 4
-    assert [c.count for c in ATTENTION_SUITES["rest"]] == [c.count for c in anchors[:5]]
+    rest = ATTENTION_SUITES["rest"]
+    assert [c.count for c in rest] == [*(c.count for c in anchors[:5]), 3_280]
+    assert all(c.with_rest for c in rest)
     general = {(c.shape.head_dim, c.query_group, c.dtype) for c in ATTENTION_SUITES["general"]}
     assert {d for d, _, _ in general} == {64, 96, 128, 256}
     assert {g for _, g, _ in general} == {128, 192}
@@ -199,13 +201,13 @@ def test_sustained_turns_alternate_and_are_warm() -> None:
     timer, log, ticks = ScriptedTimer(), [], iter(range(100))
     variants = {"a": scripted(log, "a", 1.0), "b": scripted(log, "b", 2.0)}
     found = alternate_sustained(
-        timer, variants, turns=3, warm_s=1.0, seconds=0.5, clock=lambda: next(ticks)
+        timer, variants, turns=3, heat_s=3.0, warm_s=1.0, seconds=0.5, clock=lambda: next(ticks)
     )
-    assert log == ["a", "a", "b", "b"] * 3
-    assert timer.seconds == [1.0, 0.5] * 6
+    assert log == ["a", "a", "a", "b", "b", "b", "b", "a", "a", "a", "a", "b", "b"]
+    assert timer.seconds == [3.0] + [1.0, 0.5] * 6
     assert found["a"].turns_ms == [1.0] * 3
     assert found["b"].turns_ms == [2.0] * 3
-    assert found["a"].spans == [(0, 1), (4, 5), (8, 9)]
+    assert found["a"].spans == [(0, 1), (6, 7), (8, 9)]
     assert found["b"].captured
 
 

@@ -13,7 +13,8 @@
 
 namespace chipmunk::cuda {
 
-// One consumer warpgroup: 64 rows of every tile of the CTA.
+// One consumer warpgroup: 64 rows of every tile of the CTA, or every other tile of keys of rows
+// that two warpgroups share.
 //
 // Scores and weights share registers, so a product starts when the one before has ended, but where
 // there are registers for both (Traits::kOverlapped). The tensor cores stay busy because the
@@ -115,37 +116,41 @@ class Consumer {
   // Adds the tile's rest, if there is one, and writes the result, both by way of one more tile of
   // K, behind the next tile's first, and one of V.
   __device__ __forceinline__ void write_out(OnlineSoftmax& softmax) {
-    float rest_lse[2];
-    load_rest_lse(p, rows(), rest_lse);
+    if constexpr (Traits::kSharesRows) {
+      if (shares_rows(n_)) return write_shared_rows(softmax);
+    }
+    const int warp = static_cast<int>(read_thread() / 32) - 4;
+    const StagedRows<Traits> staged(warp * 16 < kKeys ? of_k() + warp * 16 * 128
+                                                      : of_v() + (warp * 16 - kKeys) * 128);
+    wait_for_out();
+    float rest_lse[2] = {-INFINITY, -INFINITY};
+    if (p.has_rest) {
+      const float* lses = reinterpret_cast<const float*>(of_v() + Traits::kRestLse) + warp * 16;
+      const uint32_t row = read_thread() % 32 / 4;
+      rest_lse[0] = lses[row], rest_lse[1] = lses[row + 8];
+    }
+    write_rows(p, rows(), staged, rest_lse, softmax, products_.out);
+  }
+  __device__ __forceinline__ void write_shared_rows(OnlineSoftmax& softmax) {
+    const int offset = static_cast<int>(read_thread() / 32 % 4) * (16 * 128);
+    wait_for_out();
+    if (w == 0) {
+      write_half<Traits, 0>(p, rows(), of_v(), of_k(), offset, softmax, products_.out);
+    } else {
+      write_half<Traits, 1>(p, rows(), of_k(), of_v(), offset, softmax, products_.out);
+    }
+  }
+  // The stages of K and V for a tile's result.
+  __device__ __forceinline__ char* of_k() const {
+    return reinterpret_cast<char*>(shared.k) + slot_.after().stage * Traits::RowGather::kTileBytes;
+  }
+  __device__ __forceinline__ char* of_v() const {
+    return reinterpret_cast<char*>(shared.v) + slot_.stage * Traits::RowGather::kTileBytes;
+  }
+  __device__ __forceinline__ void wait_for_out() {
     const auto in_k = slot_.after();
-    char* of_k = reinterpret_cast<char*>(shared.k) + in_k.stage * Traits::RowGather::kTileBytes;
-    char* of_v = reinterpret_cast<char*>(shared.v) + slot_.stage * Traits::RowGather::kTileBytes;
-    const int warp = read_thread() / 32 - 4;
-    const StagedRows<Traits> staged{warp * 16 < kKeys ? of_k + warp * 16 * 128
-                                                      : of_v + (warp * 16 - kKeys) * 128};
     shared.k_full[in_k.stage].wait(in_k.parity);
     shared.v_full[slot_.stage].wait(slot_.parity);
-    if constexpr (Traits::kSharesRows) {
-      if (shares_rows(n_)) {
-        const int offset = warp % 4 * 16 * 128;
-        if (p.has_rest) {
-          if (w == 0) {
-            add_rest(StagedRows<Traits>{of_k + offset}, rest_lse, softmax, products_.out);
-            named_arrive(kRestRead, 256);
-          } else {
-            named_sync(kRestRead, 256);
-          }
-        }
-        if (w == 0) {
-          write_half<Traits, 0>(p, rows(), of_v, of_k, offset, softmax, products_.out);
-        } else {
-          write_half<Traits, 1>(p, rows(), of_k, of_v, offset, softmax, products_.out);
-        }
-        return;
-      }
-    }
-    if (p.has_rest) add_rest(staged, rest_lse, softmax, products_.out);
-    write_rows(p, rows(), staged, softmax, products_.out);
   }
   // When the copy engine has read the tile before; behind the release of this tile's first K.
   __device__ __forceinline__ void release_out() {
@@ -168,7 +173,7 @@ class Consumer {
   }
   __device__ __forceinline__ RowPlace rows() const {
     const Work at = work();
-    const int thread = read_thread() % 128;
+    const int thread = static_cast<int>(read_thread() % 128);
     return {at.batch, at.head, first_row<Traits>(at, w) + thread / 32 * 16 + thread % 32 / 4};
   }
   // How many warpgroups have rows of the n-th tile; 0 behind the last one.
@@ -183,7 +188,7 @@ class Consumer {
   // Frees what others read of a tile without rows of this warpgroup, if there is one: its CTA's
   // last.
   __device__ __forceinline__ void let_others_do(uint32_t n) {
-    if (wait_for_work(n) == 0) {
+    if (!Traits::kMaySitOut || wait_for_work(n) == 0) {
       cute::tma_store_wait<0>();  // shared memory outlives the copies
       return;
     }

@@ -35,24 +35,17 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t word) {
 
 // A warp's 16 rows of a tile, in a stage of K or V, as the gather puts rows there.
 template <class Traits>
-struct StagedRows {
-  char* rows;
-
-  __device__ __forceinline__ char* panel(int number) const {
-    return rows + number * (Traits::kKeys * 128);
-  }
-};
-
-// Them by matrices: columns 16 * i and on in the layout of a wgmma accumulator. Word m is of the
-// lane's row m % 2, in the accumulator's words 8 * i + 2 * m and 8 * i + 2 * m + 1.
-template <class Traits>
-class StagedMatrices {
+class StagedRows {
  public:
-  __device__ __forceinline__ explicit StagedMatrices(const StagedRows<Traits>& staged)
-      : rows_(staged.rows) {
-    const int lane = read_thread() % 32;
-    mine_ = lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);  // a row of matrix lane / 8
+  __device__ __forceinline__ explicit StagedRows(char* rows) : rows_(rows) {
+    const uint32_t lane = read_thread() % 32;  // points at a row of matrix lane / 8
+    mine_ = static_cast<int>(lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4));
   }
+  __device__ __forceinline__ char* panel(int number) const {
+    return rows_ + number * (Traits::kKeys * 128);
+  }
+  // Columns 16 * i and on in the layout of a wgmma accumulator: word m is of the lane's row m % 2,
+  // in the accumulator's words 8 * i + 2 * m and 8 * i + 2 * m + 1.
   __device__ __forceinline__ void read(int i, uint32_t (&x)[4]) const {
     cute::SM75_U32x4_LDSM_N::copy(*at(i), x[0], x[1], x[2], x[3]);
   }
@@ -84,33 +77,12 @@ __device__ __forceinline__ void load_rest_lse(const ColumnSparseKernelParams& p,
   }
 }
 
-// Adds a warp's rows of a tile's rest; `lse` are those of the thread's rows.
-template <class Traits>
-__device__ __forceinline__ void add_rest(const StagedRows<Traits>& staged, const float (&lse)[2],
-                                         OnlineSoftmax& softmax,
-                                         float (&out)[Traits::kHeadDim / 2]) {
-  constexpr int kParts = Traits::kHeadDim / 16;
-  float own[2], other[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) softmax.add_part(r, lse[r] * kLog2E, own[r], other[r]);
-  const StagedMatrices<Traits> matrices(staged);
-  uint32_t rest[2][4];
-  matrices.read(0, rest[0]);
-#pragma unroll
-  for (int i = 0; i < kParts; ++i) {
-    if (i + 1 < kParts) matrices.read(i + 1, rest[(i + 1) % 2]);
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      // An empty rest's output does not count.
-      const bool any = lse[m % 2] != -INFINITY;
-      const float2 pair = unpack_pair<typename Traits::Element>(any ? rest[i % 2][m] : 0u);
-      float& low = out[8 * i + 2 * m];
-      float& high = out[8 * i + 2 * m + 1];
-      low = fmaf(pair.x, other[m % 2], low * own[m % 2]);
-      high = fmaf(pair.y, other[m % 2], high * own[m % 2]);
-    }
-  }
-  __syncwarp();  // other lanes write over what this one has read
+// out * own + rest * other, for two columns of a row. An empty rest's output does not count.
+template <class Element>
+__device__ __forceinline__ float2 merge_pair(float low, float high, uint32_t rest, float own,
+                                             float other, bool any_rest) {
+  const float2 pair = unpack_pair<Element>(any_rest ? rest : 0u);
+  return {fmaf(pair.x, other, low * own), fmaf(pair.y, other, high * own)};
 }
 
 // A sum of 0: every score was -inf, and there was no rest.
@@ -149,27 +121,51 @@ __device__ __forceinline__ void write_lse(const AttentionParams& a, const RowPla
 }
 
 // Writes a warp's rows, by way of `staged`, where they stay until the copy engine has read them.
+// There they find those of the rest, if there is one.
 template <class Traits>
 __device__ __forceinline__ void write_rows(const ColumnSparseKernelParams& p, const RowPlace& at,
                                            const StagedRows<Traits>& staged,
-                                           const OnlineSoftmax& softmax,
+                                           const float (&rest_lse)[2], OnlineSoftmax& softmax,
                                            const float (&out)[Traits::kHeadDim / 2]) {
-  float sum[2], scale[2];
+  using Element = typename Traits::Element;
+  constexpr int kParts = Traits::kHeadDim / 16;
+  float sum[2], own[2], other[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
+    own[r] = 1.0f, other[r] = 0.0f;
+    if (p.has_rest) softmax.add_part(r, rest_lse[r] * kLog2E, own[r], other[r]);
     sum[r] = quad_sum(softmax.sum[r]);
-    scale[r] = reciprocal_of_sum(sum[r]);
+    own[r] *= reciprocal_of_sum(sum[r]);
+    other[r] *= reciprocal_of_sum(sum[r]);
   }
-  const StagedMatrices<Traits> matrices(staged);
+  if (p.has_rest) {
+    uint32_t rest[2][4];
+    staged.read(0, rest[0]);
 #pragma unroll
-  for (int i = 0; i < Traits::kHeadDim / 16; ++i) {
-    uint32_t x[4];
+    for (int i = 0; i < kParts; ++i) {
+      if (i + 1 < kParts) staged.read(i + 1, rest[(i + 1) % 2]);
+      uint32_t x[4];
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      x[m] = pack_pair<typename Traits::Element>(out[8 * i + 2 * m] * scale[m % 2],
-                                                 out[8 * i + 2 * m + 1] * scale[m % 2]);
+      for (int m = 0; m < 4; ++m) {
+        const float2 pair =
+            merge_pair<Element>(out[8 * i + 2 * m], out[8 * i + 2 * m + 1], rest[i % 2][m],
+                                own[m % 2], other[m % 2], rest_lse[m % 2] != -INFINITY);
+        x[m] = pack_pair<Element>(pair.x, pair.y);
+      }
+      __syncwarp();  // all lanes have read what is written over
+      staged.write(i, x);
     }
-    matrices.write(i, x);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      uint32_t x[4];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        x[m] = pack_pair<Element>(out[8 * i + 2 * m] * own[m % 2],
+                                  out[8 * i + 2 * m + 1] * own[m % 2]);
+      }
+      staged.write(i, x);
+    }
   }
   store_staged<Traits::kPadded / 64>(p, at, staged, 0);
   write_lse(p.op.attention, at, softmax, sum);

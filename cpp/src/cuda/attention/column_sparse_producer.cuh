@@ -34,7 +34,7 @@ class Producer {
     uint32_t n = 0;
     for (;; ++n) {
       shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
-      const Work work = shared.work[n % Traits::kWorkSlots];
+      const Work work = work_of(n);
       if (work.count == 0) break;
       const KeyTiles<kKeys> keys(work.count, Traits::kSharesRows && work.shares_rows);
       const RowGather gather = make_gather();
@@ -45,19 +45,19 @@ class Producer {
       const char* v = static_cast<const char*>(a.v.data) + 2 * a.v.offset(work.batch, kv_head, 0) +
                       gather.chunk_bytes();
 
-      // This thread's column of a tile, two tiles ahead. Slots past the ragged tile's end repeat
-      // its last column: a row that may be read, with weight 0.
-      // Every other tile takes its list from the end: what it reads first, the CTAs have just read.
-      const int32_t step = n % 2 == 0 ? 1 : -1;
-      const int32_t* column = n % 2 == 0 ? work.list : work.list + work.count - 1;
-      int32_t now = __ldg(column + step * min(gather.owned_row(), keys.first - 1));
-      column += step * (keys.first + gather.owned_row());
-      int32_t left = gather.owned_row() < kKeys ? work.count - keys.first - gather.owned_row() : 0;
+      // This thread's column of a tile, two tiles ahead, by its position in the list. Slots past
+      // the ragged tile's end repeat its last column: a row that may be read, with weight 0. Every
+      // other tile takes its list from the end: what it reads first, the CTAs have just read.
+      int32_t position = min(gather.owned_row(), keys.first - 1);
+      const auto read = [&] {
+        return __ldg(work_of(n).list + (n % 2 == 0 ? position : work_of(n).count - 1 - position));
+      };
+      int32_t now = read();
+      position = gather.owned_row() < kKeys ? keys.first + gather.owned_row() : kNone;
       // Behind the list's end any row that may be read will do.
       const auto fetch = [&] {
-        const int32_t index = left > 0 ? __ldg(column) : Traits::kSharesRows ? now : 0;
-        column += step * kKeys;
-        left -= kKeys;
+        const int32_t index = position < work_of(n).count ? read() : Traits::kSharesRows ? now : 0;
+        position += kKeys;
         return index;
       };
       int32_t after = fetch();
@@ -69,6 +69,7 @@ class Producer {
 #pragma unroll 1
       while (true) {
         if (more == ahead) find_next(n + 1);
+        if (more == min(kTilesAhead, keys.tiles - 1)) prefetch_rest(n);
         if (more-- == 0) break;
         const int32_t before = now;
         now = after;
@@ -77,7 +78,7 @@ class Producer {
         load_v(gather, v, before);
         slot_.advance();
       }
-      prefetch(n);
+      prefetch_queries(n + 1);
       load_v(gather, v, now);
     }
     if (n > 0) hand_over(n - 1);
@@ -86,8 +87,15 @@ class Producer {
 
  private:
   static constexpr int kKeys = Traits::kKeys;
+  // A position behind every list: no card holds as many keys.
+  static constexpr int32_t kNone = 1 << 30;
+  // How long before a tile's end L2 is to read its rest.
+  static constexpr int32_t kTilesAhead = 2;
   using RowGather = typename Traits::RowGather;
 
+  __device__ __forceinline__ const Work& work_of(uint32_t n) const {
+    return shared.work[n % Traits::kWorkSlots];
+  }
   // Not a loop invariant to the compiler, which would keep all of it in registers.
   static __device__ __forceinline__ RowGather make_gather() {
     int thread = static_cast<int>(threadIdx.x);
@@ -97,6 +105,7 @@ class Producer {
 
   // Finds the CTA's n-th tile that has keys, and tells everybody.
   __device__ __forceinline__ void find_next(uint32_t n) {
+    asm volatile("" : "+r"(n));  // as in make_gather
     Work work;
     while (true) {
       const Blocks blocks = next_blocks();
@@ -173,27 +182,30 @@ class Producer {
     return tile_of(number, plan.grid, order.long_tiles, plan.long_later);
   }
 
-  // Has L2 read what the end of the n-th tile will ask for: the next tile's queries, and the rest.
-  __device__ __forceinline__ void prefetch(uint32_t n) const {
+  // Has L2 read the n-th tile's queries, shortly before they are asked for.
+  __device__ __forceinline__ void prefetch_queries(uint32_t n) const {
     if (threadIdx.x == 0) {
-      const Work next = shared.work[(n + 1) % Traits::kWorkSlots];
-      const int32_t boxes = next.count > 0 ? next.row_blocks() : 0;
+      const Work at = work_of(n);
+      const int32_t boxes = at.count > 0 ? at.row_blocks() : 0;
 #pragma unroll 1
       for (int32_t w = 0; w < boxes; ++w) {
 #pragma unroll
         for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
-          cute::SM90_TMA_LOAD_4D::PREFETCH::copy(&p.q, panel * 64, next.first_row + w * 64,
-                                                 next.head, next.batch);
+          cute::SM90_TMA_LOAD_4D::PREFETCH::copy(&p.q, panel * 64, at.first_row + w * 64, at.head,
+                                                 at.batch);
         }
       }
     }
     __syncwarp();
+  }
+  // Has L2 read the n-th tile's rest.
+  __device__ __forceinline__ void prefetch_rest(uint32_t n) const {
     if (!p.has_rest) return;
-    const Work at = shared.work[n % Traits::kWorkSlots];
+    const Work at = work_of(n);
     const int32_t end =
         min(at.first_row + at.row_blocks() * 64, static_cast<int32_t>(p.op.attention.queries));
 #pragma unroll 1
-    for (int32_t row = at.first_row + static_cast<int32_t>(threadIdx.x); row < end; row += 128) {
+    for (int32_t row = at.first_row + static_cast<int32_t>(read_thread()); row < end; row += 128) {
       const char* rows = static_cast<const char*>(p.op.rest_out.data) +
                          2 * p.op.rest_out.offset(at.batch, at.head, row);
 #pragma unroll
@@ -218,13 +230,13 @@ class Producer {
     arrive_behind_copies(shared.v_full[at.stage]);
   }
   // Hands the consumers one more tile of K, behind slot_, and one of V, at slot_, to write their
-  // n-th tile's rows into, with the rest's rows if there is one.
+  // n-th tile's rows into, with the rest's rows if there is one and the rows are not shared.
   __device__ __forceinline__ void hand_over(uint32_t n) {
     const auto in_v = slot_;
     slot_.advance();
     shared.k_empty[slot_.stage].wait(slot_.parity);
     shared.v_empty[in_v.stage].wait(in_v.parity);
-    if (p.has_rest) {
+    if (p.has_rest && !(Traits::kSharesRows && work_of(n).shares_rows)) {
       load_rest(n, in_v.stage);
       arrive_behind_copies(shared.k_full[slot_.stage]);
       arrive_behind_copies(shared.v_full[in_v.stage]);
@@ -234,19 +246,31 @@ class Producer {
     }
   }
   __device__ __forceinline__ void load_rest(uint32_t n, int stage_of_v) {
+    constexpr int kRows = 64 * Traits::kWarpgroups, kInK = kRows < kKeys ? kRows : kKeys;
     const RowGather gather = make_gather();
     shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
-    const Work at = shared.work[n % Traits::kWorkSlots];
+    const Work at = work_of(n);
     const auto& rest = p.op.rest_out;
     const char* rows = static_cast<const char*>(rest.data) + 2 * rest.offset(at.batch, at.head, 0) +
                        gather.chunk_bytes();
     const auto last = static_cast<int32_t>(p.op.attention.queries) - 1;
     const int32_t first = min(at.first_row + gather.owned_row(), last);
-    gather.load(rows, p.rest_row_bytes, first,
-                cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
-    if constexpr (64 * Traits::kWarpgroups > kKeys) {
-      gather.load(rows, p.rest_row_bytes, min(first + kKeys, last),
-                  cute::cast_smem_ptr_to_uint(shared.v) + stage_of_v * RowGather::kTileBytes);
+    gather.template load<kInK>(
+        rows, p.rest_row_bytes, first,
+        cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
+    const uint32_t of_v =
+        cute::cast_smem_ptr_to_uint(shared.v) + stage_of_v * RowGather::kTileBytes;
+    if constexpr (kRows > kInK) {
+      gather.template load<kRows - kInK>(rows, p.rest_row_bytes, min(first + kKeys, last), of_v);
+    }
+#pragma unroll 1
+    for (int row = static_cast<int>(read_thread()); row < kRows; row += 128) {
+      const float* lse = p.op.rest_lse.data +
+                         p.op.rest_lse.offset(at.batch, at.head, min(at.first_row + row, last));
+      asm volatile(
+          "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(of_v + Traits::kRestLse + 4 * row),
+          "l"(lse)
+          : "memory");
     }
   }
   static __device__ __forceinline__ void arrive_behind_copies(const Barrier& barrier) {

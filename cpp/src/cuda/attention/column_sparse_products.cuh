@@ -54,7 +54,7 @@ class Products {
   __device__ __forceinline__ void multiply_qk_again(const AttentionParams& op, const RowPlace& at,
                                                     int stage) {
     using Mma = typename Traits::WarpMma;
-    const int lane = read_thread() % 32;
+    const int lane = static_cast<int>(read_thread() % 32);
     // What this lane points at: 8 rows of 16 bytes make a matrix, four matrices an operand.
     const int k_row = lane / 16 * 8 + lane % 8;
     const uint32_t* q[2];
@@ -100,8 +100,8 @@ class Products {
     cute::warpgroup_fence_operand(tOrO);
     fence_weights();
     cute::warpgroup_arrive();
-    mma.accumulate_ = accumulate || Traits::kHeadDim == 256 ? cute::GMMA::ScaleOut::One
-                                                            : cute::GMMA::ScaleOut::Zero;
+    mma.accumulate_ =
+        accumulate || Traits::kSharesRows ? cute::GMMA::ScaleOut::One : cute::GMMA::ScaleOut::Zero;
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
       cute::gemm(mma, tOrP(cute::_, cute::_, k), tOrV(cute::_, cute::_, k, stage), tOrO);
@@ -131,11 +131,11 @@ class Products {
     }
   }
   // Before a tile's first PV, which ignores what the sums hold: so that nothing saves it meanwhile.
-  // With 256 columns even registers that hold nothing are too many to keep across a tile's end.
+  // Where rows are shared, even registers that hold nothing are too many across a tile's end.
   __device__ __forceinline__ void clear_out() {
 #pragma unroll
     for (int i = 0; i < Traits::kHeadDim / 2; ++i) {
-      if constexpr (Traits::kHeadDim == 256) {
+      if constexpr (Traits::kSharesRows) {
         out[i] = 0.0f;
       } else {
         asm volatile("" : "=f"(out[i]));

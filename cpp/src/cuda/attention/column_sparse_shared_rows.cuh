@@ -7,51 +7,73 @@
 namespace chipmunk::cuda {
 
 // What a warp of one warpgroup leaves for the same warp of the other, in a stage of K or V: sums of
-// half the columns, and its rows' references and sums of weights. The first half of it is where the
-// reader's result goes.
+// half the columns, and its rows' references and sums of weights. Panels of 64 rows of 128 bytes:
+// the first kPanels of them are where the reader's result goes.
 template <class Traits>
 class WarpPart {
  public:
   static constexpr int kVectors = Traits::kHeadDim / 16;  // of a lane
 
-  __device__ __forceinline__ WarpPart(char* stage, int row_offset)
-      : own_(stage + row_offset + static_cast<int>(threadIdx.x % 32) * 16),
-        more_(stage + kPanelsEnd + row_offset * 2 + static_cast<int>(threadIdx.x % 32) * 16),
-        scale_(stage + kScales + row_offset / 4 + static_cast<int>(threadIdx.x % 32) * 16) {}
+  // The warp's rows of the result are `offset` bytes on.
+  __device__ __forceinline__ WarpPart(char* stage, int offset)
+      : stage_(stage), mine_(stage + offset + read_thread() % 32 * 16) {}
 
   __device__ __forceinline__ float4& vector(int i) const {
-    constexpr int kInPanel = kWarpPanelBytes / kVectorBytes;
+    const int panel = i / kInPanel;
     return *reinterpret_cast<float4*>(
-        i < kPanels * kInPanel ? own_ + i / kInPanel * kPanelBytes + i % kInPanel * kVectorBytes
-                               : more_ + (i - kPanels * kInPanel) * kVectorBytes);
+        mine_ + i % kInPanel * kVectorBytes +
+        (panel < kPanels ? panel * kPanelBytes : kResultBytes + (panel - kPanels) * kRowsBytes));
   }
-  __device__ __forceinline__ float4& scale() const { return *reinterpret_cast<float4*>(scale_); }
+  __device__ __forceinline__ float4& scale() const {
+    return *reinterpret_cast<float4*>(stage_ + kResultBytes + kPanels * kRowsBytes +
+                                      read_thread() % 128 * 16);
+  }
 
  private:
   static constexpr int kPanels = Traits::kHeadDim / 128;  // of half the columns
-  static constexpr int kPanelBytes = Traits::kKeys * 128, kWarpPanelBytes = 16 * 128;
-  static constexpr int kVectorBytes = 32 * 16;
-  static constexpr int kPanelsEnd = kPanels * kPanelBytes;
-  static constexpr int kScales = kPanelsEnd + 4 * kPanels * kWarpPanelBytes;
-  static_assert(kVectors * kVectorBytes == 2 * kPanels * kWarpPanelBytes);
-  static_assert(kScales + 4 * kVectorBytes <= Traits::RowGather::kTileBytes);
+  static constexpr int kRowsBytes = 64 * 128, kPanelBytes = Traits::kKeys * 128;
+  static constexpr int kResultBytes = kPanels * kPanelBytes;
+  static constexpr int kVectorBytes = 32 * 16, kInPanel = 16 * 128 / kVectorBytes;
+  static_assert(kVectors == 2 * kPanels * kInPanel);
+  static_assert(kResultBytes + kPanels * kRowsBytes + 128 * 16 <= Traits::RowGather::kTileBytes);
 
-  char *own_, *more_, *scale_;
+  char *stage_, *mine_;
+};
+
+// A thread's words of the rest from a column on, in the order of StagedRows; to be read only where
+// its lse is not -inf.
+template <class Traits>
+class RestWords {
+ public:
+  __device__ __forceinline__ RestWords(const ColumnSparseKernelParams& p, const RowPlace& at,
+                                       int column)
+      : words_(reinterpret_cast<const uint32_t*>(
+            static_cast<const typename Traits::Element*>(p.op.rest_out.data) +
+            p.op.rest_out.offset(at.batch, at.head, at.row) + column + read_thread() % 4 * 2)),
+        next_row_(4 * p.op.rest_out.row_stride) {}
+  __device__ __forceinline__ uint32_t read(int i, int m) const {
+    return words_[i * 8 + m / 2 * 4 + (m % 2 == 0 ? 0 : next_row_)];
+  }
+
+ private:
+  const uint32_t* words_;
+  int64_t next_row_;  // the eighth after this one, in words
 };
 
 // Both warpgroups have sums of all columns, each over its own keys. Each hands over those of half
-// the columns, and merges and writes the other half: `kHalf`. The parts go through stages of K and
-// V: `to` and `from`; the warp's rows of the result are in `from`, `row_offset` bytes on.
+// the columns, and merges and writes the other half, `kHalf`. The parts go through stages of K and
+// V, `to` and `from`; the warp's rows of the result are in `from`, `offset` bytes on. A rest comes
+// from global memory.
 template <class Traits, int kHalf>
 __device__ __forceinline__ void write_half(const ColumnSparseKernelParams& p, const RowPlace& at,
-                                           char* to, char* from, int row_offset,
-                                           OnlineSoftmax& softmax,
-                                           float (&out)[Traits::kHeadDim / 2]) {
+                                           char* to, char* from, int offset, OnlineSoftmax& softmax,
+                                           const float (&out)[Traits::kHeadDim / 2]) {
+  using Element = typename Traits::Element;
   using Part = WarpPart<Traits>;
   constexpr int kWords = Traits::kHeadDim / 4;  // of the accumulator, in half the columns
   constexpr int kMine = kHalf * kWords, kOther = kWords - kMine;
   {
-    const Part part(to, row_offset);
+    const Part part(to, offset);
 #pragma unroll
     for (int i = 0; i < Part::kVectors; ++i) {
       const float* x = &out[kOther + 4 * i];
@@ -60,37 +82,45 @@ __device__ __forceinline__ void write_half(const ColumnSparseKernelParams& p, co
     part.scale() =
         make_float4(softmax.reference[0], softmax.reference[1], softmax.sum[0], softmax.sum[1]);
   }
+  float rest_lse[2];  // before the other warpgroup may write over it
+  load_rest_lse(p, at, rest_lse);
   named_arrive(kPart + (1 - kHalf), 256);
   named_sync(kPart + kHalf, 256);
-  const Part part(from, row_offset);
+  const Part part(from, offset);
   const float4 scale = part.scale();
   const float reference[2] = {scale.x, scale.y}, others[2] = {scale.z, scale.w};
-  float sum[2], own[2], other[2];
+  float sum[2], own[2], other[2], of_rest[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
+    float both = 1.0f;
+    of_rest[r] = 0.0f;
     softmax.add_sum(r, reference[r], others[r], own[r], other[r]);
+    if (p.has_rest) softmax.add_part(r, rest_lse[r] * kLog2E, both, of_rest[r]);
     sum[r] = quad_sum(softmax.sum[r]);
-    own[r] *= reciprocal_of_sum(sum[r]);
-    other[r] *= reciprocal_of_sum(sum[r]);
+    both *= reciprocal_of_sum(sum[r]);
+    own[r] *= both;
+    other[r] *= both;
+    of_rest[r] *= reciprocal_of_sum(sum[r]);
   }
+  const RestWords<Traits> rest(p, at, kHalf * (Traits::kHeadDim / 2));
   uint32_t merged[Part::kVectors / 2][4];
 #pragma unroll
   for (int i = 0; i < Part::kVectors / 2; ++i) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float4 y = part.vector(2 * i + half);
-      const float* x = &out[kMine + 8 * i + 4 * half];
-      merged[i][2 * half] = pack_pair<typename Traits::Element>(fmaf(y.x, other[0], x[0] * own[0]),
-                                                                fmaf(y.y, other[0], x[1] * own[0]));
-      merged[i][2 * half + 1] = pack_pair<typename Traits::Element>(
-          fmaf(y.z, other[1], x[2] * own[1]), fmaf(y.w, other[1], x[3] * own[1]));
+    for (int m = 0; m < 4; ++m) {
+      const int r = m % 2;
+      const float4 y = part.vector(2 * i + m / 2);
+      const float* x = &out[kMine + 8 * i + 2 * m];
+      const float low = fmaf(r == 0 ? y.x : y.z, other[r], x[0] * own[r]);
+      const float high = fmaf(r == 0 ? y.y : y.w, other[r], x[1] * own[r]);
+      const float2 z = unpack_pair<Element>(rest_lse[r] != -INFINITY ? rest.read(i, m) : 0u);
+      merged[i][m] = pack_pair<Element>(fmaf(z.x, of_rest[r], low), fmaf(z.y, of_rest[r], high));
     }
     __syncwarp();  // keeps the compiler from loading everything first; at the end, all have read
   }
-  const StagedRows<Traits> staged{from + row_offset};
-  const StagedMatrices<Traits> matrices(staged);
+  const StagedRows<Traits> staged(from + offset);
 #pragma unroll
-  for (int i = 0; i < Part::kVectors / 2; ++i) matrices.write(i, merged[i]);
+  for (int i = 0; i < Part::kVectors / 2; ++i) staged.write(i, merged[i]);
   store_staged<Traits::kHeadDim / 128>(p, at, staged, kHalf * (Traits::kHeadDim / 2));
   if (kHalf == 0) write_lse(p.op.attention, at, softmax, sum);
 }

@@ -63,6 +63,8 @@ struct ColumnSparseTraits {
   // before are under way together, and PV goes on behind the softmax.
   static constexpr bool kOverlapped = kRowBlocks == 1 || (kRowBlocks == 2 && kHeadDim <= 128);
   static constexpr bool kSharesRows = shares_rows(kHeadDim, kRowBlocks);
+  // Whether a CTA's last tile may have no rows for a warpgroup; otherwise all have rows of all.
+  static constexpr bool kMaySitOut = small_parts(kHeadDim, kRowBlocks) > 0 && !kSharesRows;
 
   using MmaElement =
       std::conditional_t<std::is_same_v<Element, __half>, cutlass::half_t, cutlass::bfloat16_t>;
@@ -94,8 +96,9 @@ struct ColumnSparseTraits {
 
   using RowGather = Gather<kKeys, kHeadDim>;
   static_assert(RowGather::kTileBytes == 2 * kKeys * kPadded);
-  static_assert(64 * kWarpgroups <= 2 * kKeys &&
-                kKeys % 8 == 0);  // a tile's rest: one tile of K, one of V
+  // A tile's rest: its rows in a tile of K and one of V, and its lse at the latter's end.
+  static constexpr int kRestLse = RowGather::kTileBytes - 8 * 128;
+  static_assert(64 * kWarpgroups <= 2 * kKeys - 8 && 64 * kWarpgroups * 4 <= 8 * 128);
 
   // Barriers, one of each per stage, and per warpgroup for `queries`:
   //
@@ -125,8 +128,8 @@ struct ColumnSparseTraits {
 
 // threadIdx.x, but not a loop invariant to the compiler, which would keep its multiples in
 // registers.
-__device__ __forceinline__ int read_thread() {
-  int thread;
+__device__ __forceinline__ uint32_t read_thread() {
+  uint32_t thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
   return thread;
 }

@@ -43,14 +43,19 @@ constexpr bool shares_rows(int head_dim, int row_blocks) {
 constexpr TileConfig column_sparse_config(int head_dim, int row_blocks) {
   const int warpgroups = shares_rows(head_dim, row_blocks) ? 2 : row_blocks;
   return {.warpgroups = warpgroups,
-          .keys = head_dim == 256 ? 80 : 112,
+          .keys = head_dim == 256                    ? 80
+                  : warpgroups == 2 && head_dim > 64 ? 128
+                                                     : 112,
           .stages = head_dim == 256  ? 2
                     : head_dim == 64 ? 4
                                      : 3,
           .consumer_registers = warpgroups == 3   ? 152
-                                : warpgroups == 2 ? 216
-                                                  : 240,
-          .producer_registers = warpgroups == 3 ? 56 : 72};
+                                : warpgroups == 1 ? 240
+                                : head_dim == 256 ? 224
+                                                  : 216,
+          .producer_registers = warpgroups == 3                      ? 56
+                                : warpgroups == 2 && head_dim == 256 ? 56
+                                                                     : 72};
 }
 
 // A tile of 192 rows may be split in 128 and 64 (tile_schedule.h). Fewer rows share the tensor

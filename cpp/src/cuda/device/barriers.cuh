@@ -38,8 +38,7 @@ struct RingPosition {
 // | kTurn + w         | warpgroup w and the one whose turn it was| warpgroup w          | 256     |
 // | kOrder            | all consumers, while the order is made   | all consumers        | all     |
 // | kPart + w         | of shared rows: the other warpgroup      | warpgroup w          | 256     |
-// | kRestRead         | of shared rows: warpgroup 0              | warpgroup 1          | 256     |
-enum NamedBarrier : int { kQueriesFree = 1, kTurn = 4, kOrder = 7, kPart = 8, kRestRead = 10 };
+enum NamedBarrier : int { kQueriesFree = 1, kTurn = 4, kOrder = 7, kPart = 8 };
 
 __device__ inline void named_sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");

@@ -25,12 +25,14 @@ class Gather {
   __device__ int owned_row() const { return owned_row_; }
   __device__ int chunk_bytes() const { return chunk_ * 16; }
 
-  // `base` is row 0 plus chunk_bytes(); `index` the row that belongs to owned_row(); `tile` the
-  // address of the tile in shared memory.
+  // The first kFirst rows of a tile. `base` is row 0 plus chunk_bytes(); `index` the row that
+  // belongs to owned_row(); `tile` the address of the tile in shared memory.
+  template <int kFirst = kRows>
   __device__ void load(const char* base, int32_t row_bytes, int32_t index, uint32_t tile) const {
+    static_assert(kFirst % 16 == 0 && kFirst <= kRows);
     const uint32_t to = tile + offset_;
 #pragma unroll
-    for (int pass = 0; pass < kRows / 16; ++pass) {
+    for (int pass = 0; pass < kFirst / 16; ++pass) {
       const int32_t row = __shfl_sync(0xffffffffu, index, pass, 8);
       const char* from = base + static_cast<int64_t>(row) * row_bytes;
 #pragma unroll
