@@ -8,9 +8,9 @@ of every variant's result are compared with float64; a wrong kernel gets no time
 launches   one launch of each variant in turn, the L2 cache flushed before each; medians
 sustained  the figure of record: the card is heated up for --heat-s seconds; then each variant in
            turn runs back to back for --warm-s seconds, and for --seconds more while it is measured;
-           several turns, there and back, their median. The L2 cache is not flushed. Launches are
-           captured in a CUDA graph, so that launch overhead does not count; where capture failed,
-           the JSON says `in_graph: false`.
+           several turns, their median. The L2 cache is not flushed. Launches are captured in a CUDA
+           graph, so that launch overhead does not count; where capture failed, the JSON says
+           `in_graph: false`.
 
 Suites, a JSON file each: "anchors" (attention_gpu.json, and the plot), "rest" (what a merged rest
 costs), "general" (other head dims, groups, float16), "overhead" (what a call costs the host).
