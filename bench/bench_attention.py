@@ -209,9 +209,8 @@ class Output:
         if not self._writes:
             return
         options, machine = self._options, self._machine
-        settings = {"mode": options.mode, "turns": options.turns}
-        settings |= {"heat_s": options.heat_s, "warm_s": options.warm_s}
-        settings |= {"seconds": options.seconds, "peers": options.peers}
+        names = ("mode", "turns", "heat_s", "warm_s", "seconds", "peers")
+        settings = {name: getattr(options, name) for name in names}
         name = "attention_gpu" if suite == "anchors" else f"attention_gpu_{suite}"
         write(
             name,

@@ -183,8 +183,8 @@ def alternate_sustained(
     """
     batches = {name: timer.batch(run) for name, run in variants.items()}
     results = {name: Sustained(batch.captured) for name, batch in batches.items()}
-    for batch in list(batches.values())[-1:]:
-        timer.back_to_back(batch, heat_s)
+    if batches:
+        timer.back_to_back(list(batches.values())[-1], heat_s)
     for _ in range(turns):
         for name, batch in batches.items():
             timer.back_to_back(batch, warm_s)

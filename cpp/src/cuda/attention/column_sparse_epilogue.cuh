@@ -65,18 +65,6 @@ class StagedRows {
   int mine_;
 };
 
-// The lse of a thread's rows of the rest; -inf for none.
-__device__ __forceinline__ void load_rest_lse(const ColumnSparseKernelParams& p, const RowPlace& at,
-                                              float (&lse)[2]) {
-  lse[0] = lse[1] = -INFINITY;
-  if (!p.has_rest) return;
-  const float* lses = p.op.rest_lse.data + p.op.rest_lse.offset(at.batch, at.head, at.row);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    if (at.row + 8 * r < p.op.attention.queries) lse[r] = lses[8 * r * p.op.rest_lse.row_stride];
-  }
-}
-
 // out * own + rest * other, for two columns of a row. An empty rest's output does not count.
 template <class Element>
 __device__ __forceinline__ float2 merge_pair(float low, float high, uint32_t rest, float own,

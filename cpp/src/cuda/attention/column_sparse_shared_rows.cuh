@@ -1,6 +1,8 @@
 // The end of a tile whose rows two warpgroups share.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/attention/column_sparse_epilogue.cuh"
 #include "cuda/device/barriers.cuh"
 
@@ -39,6 +41,18 @@ class WarpPart {
 
   char *stage_, *mine_;
 };
+
+// The lse of a thread's rows of the rest; -inf for none.
+__device__ __forceinline__ void load_rest_lse(const ColumnSparseKernelParams& p, const RowPlace& at,
+                                              float (&lse)[2]) {
+  lse[0] = lse[1] = -INFINITY;
+  if (!p.has_rest) return;
+  const float* lses = p.op.rest_lse.data + p.op.rest_lse.offset(at.batch, at.head, at.row);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (at.row + 8 * r < p.op.attention.queries) lse[r] = lses[8 * r * p.op.rest_lse.row_stride];
+  }
+}
 
 // A thread's words of the rest from a column on, in the order of StagedRows; to be read only where
 // its lse is not -inf.

@@ -96,7 +96,8 @@ struct ColumnSparseTraits {
 
   using RowGather = Gather<kKeys, kHeadDim>;
   static_assert(RowGather::kTileBytes == 2 * kKeys * kPadded);
-  // A tile's rest: its rows in a tile of K and one of V, and its lse at the latter's end.
+  // A tile's rest: its rows in a stage of K and one of V, and its lse in the latter's last KB:
+  // bytes from the stage's start.
   static constexpr int kRestLse = RowGather::kTileBytes - 8 * 128;
   static_assert(64 * kWarpgroups <= 2 * kKeys - 8 && 64 * kWarpgroups * 4 <= 8 * 128);
 

@@ -53,9 +53,7 @@ constexpr TileConfig column_sparse_config(int head_dim, int row_blocks) {
                                 : warpgroups == 1 ? 240
                                 : head_dim == 256 ? 224
                                                   : 216,
-          .producer_registers = warpgroups == 3                      ? 56
-                                : warpgroups == 2 && head_dim == 256 ? 56
-                                                                     : 72};
+          .producer_registers = warpgroups == 3 || (warpgroups == 2 && head_dim == 256) ? 56 : 72};
 }
 
 // A tile of 192 rows may be split in 128 and 64 (tile_schedule.h). Fewer rows share the tensor
