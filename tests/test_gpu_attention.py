@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from gpu import needs_hopper, torch
@@ -72,6 +73,29 @@ def test_scores_of_any_size(scale: float) -> None:
     case = plain_case((1, 2, 400, 128), 700, keys=900, scale=scale)
     case.k.mul_(torch.linspace(0.1, 1.0, 900, device="cuda")[:, None])
     assert_within_rule(case, case.run())
+
+
+@pytest.mark.parametrize("query_group", [64, 128, 192])
+def test_a_scale_of_a_power_of_two_is_that_of_the_queries(query_group: int) -> None:
+    torch.manual_seed(0)
+    case = plain_case((1, 2, 400, 64), 150, keys=900, query_group=query_group)
+    for scale in (2.0**-6, 0.5):
+        got = ck.column_sparse_attention(case.q, case.k, case.v, case.columns, softmax_scale=scale)
+        scaled = replace(case, q=case.q * (scale * 64**0.5))
+        assert_within_rule(scaled, got)
+        assert same_bits(scaled.run(), got)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("query_group", [64, 128, 192])
+@pytest.mark.parametrize("scale", [0.0, 1e-45])
+def test_a_scale_of_nothing_weighs_all_keys_alike(
+    scale: float, query_group: int, head_dim: int
+) -> None:
+    torch.manual_seed(0)
+    case = plain_case((1, 2, 400, head_dim), 150, keys=900, query_group=query_group)
+    got = ck.column_sparse_attention(case.q, case.k, case.v, case.columns, softmax_scale=scale)
+    assert_within_rule(replace(case, q=torch.zeros_like(case.q)), got)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

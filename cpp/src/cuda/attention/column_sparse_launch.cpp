@@ -74,6 +74,12 @@ int32_t as_int32(const char* argument, int64_t number) {
   return static_cast<int32_t>(number);
 }
 
+// Never 0: a score of -inf, which masks a key, must stay -inf.
+float scale_log2(float softmax_scale) {
+  return std::max(static_cast<float>(softmax_scale * kLog2E),
+                  std::numeric_limits<float>::denorm_min());
+}
+
 template <class Element, int kHeadDim>
 void launch_for(int row_blocks, const ColumnSparseKernelParams& params, const LaunchSite& site) {
   if (row_blocks == 3) return launch_column_sparse<Element, kHeadDim, 3>(params, site);
@@ -121,7 +127,7 @@ void column_sparse_attention(const ColumnSparseAttentionParams& op, const Launch
       .k_row_bytes = as_int32("k", 2 * a.k.row_stride),
       .v_row_bytes = as_int32("v", 2 * a.v.row_stride),
       .rest_row_bytes = as_int32("rest.out", 2 * op.rest_out.row_stride),
-      .scale_log2 = static_cast<float>(a.softmax_scale * kLog2E),
+      .scale_log2 = scale_log2(a.softmax_scale),
       .has_rest = op.rest_out.data != nullptr};
   if (a.dtype == DType::kFloat16) return launch_for<__half>(row_blocks, params, site);
   return launch_for<__nv_bfloat16>(row_blocks, params, site);
