@@ -168,9 +168,10 @@ def alternate_sustained(
 ) -> dict[str, Sustained]:
     """Times every variant back to back, in turn, so many turns.
 
-    A card that comes from light work clocks higher for seconds, and a kernel runs up to 4% faster
-    behind itself than behind another that draws as much. So the last variant heats the card up, and
-    the order stays the same: every turn comes behind another variant's.
+    A card that comes from light work clocks higher for seconds, its clock swings by some 4% before
+    it settles, and a kernel runs faster behind itself than behind another that draws as much. So
+    the last variant heats the card up, and every round of turns starts with another variant: three
+    and more never come behind themselves, and two do so equally often in an even number of rounds.
 
     Args:
         timer: where they run.
@@ -185,8 +186,11 @@ def alternate_sustained(
     results = {name: Sustained(batch.captured) for name, batch in batches.items()}
     if batches:
         timer.back_to_back(list(batches.values())[-1], heat_s)
-    for _ in range(turns):
-        for name, batch in batches.items():
+    names = list(batches)
+    for turn in range(turns):
+        first = turn % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            batch = batches[name]
             timer.back_to_back(batch, warm_s)
             began = clock()
             results[name].turns_ms.append(timer.back_to_back(batch, seconds))

@@ -203,11 +203,11 @@ def test_sustained_turns_alternate_and_are_warm() -> None:
     found = alternate_sustained(
         timer, variants, turns=3, heat_s=3.0, warm_s=1.0, seconds=0.5, clock=lambda: next(ticks)
     )
-    assert log == ["b", *["a", "a", "b", "b"] * 3]
+    assert log == list("b" + "aabb" + "bbaa" + "aabb")
     assert timer.seconds == [3.0] + [1.0, 0.5] * 6
     assert found["a"].turns_ms == [1.0] * 3
     assert found["b"].turns_ms == [2.0] * 3
-    assert found["a"].spans == [(0, 1), (4, 5), (8, 9)]
+    assert found["a"].spans == [(0, 1), (6, 7), (8, 9)]
     assert found["b"].captured
 
 
