@@ -119,21 +119,21 @@ class Consumer {
     if constexpr (Traits::kSharesRows) {
       if (shares_rows(n_)) return write_shared_rows(softmax);
     }
-    const int warp = static_cast<int>(read_thread() / 32) - 4;
-    const StagedRows<Traits> staged(warp * 16 < kKeys ? of_k() + warp * 16 * 128
-                                                      : of_v() + (warp * 16 - kKeys) * 128);
-    wait_for_out();
+    constexpr int kInV = Traits::kRowsInV;
+    const int row = (static_cast<int>(read_thread() / 32) - 4) * 16;
+    const StagedRows<Traits> staged(row < kInV ? of_v() + row * 128 : of_k() + (row - kInV) * 128);
+    wait_for_out(row >= kInV);
     float rest_lse[2] = {-INFINITY, -INFINITY};
     if (p.has_rest) {
-      const float* lses = reinterpret_cast<const float*>(of_v() + Traits::kRestLse) + warp * 16;
-      const uint32_t row = read_thread() % 32 / 4;
-      rest_lse[0] = lses[row], rest_lse[1] = lses[row + 8];
+      const float* lses = reinterpret_cast<const float*>(of_v() + Traits::kRestLse) + row;
+      const uint32_t mine = read_thread() % 32 / 4;
+      rest_lse[0] = lses[mine], rest_lse[1] = lses[mine + 8];
     }
     write_rows(p, rows(), staged, rest_lse, softmax, products_.out);
   }
   __device__ __forceinline__ void write_shared_rows(OnlineSoftmax& softmax) {
     const int offset = static_cast<int>(read_thread() / 32 % 4) * (16 * 128);
-    wait_for_out();
+    wait_for_out(true);
     if (w == 0) {
       write_half<Traits, 0>(p, rows(), of_v(), of_k(), offset, softmax, products_.out);
     } else {
@@ -147,15 +147,16 @@ class Consumer {
   __device__ __forceinline__ char* of_v() const {
     return reinterpret_cast<char*>(shared.v) + slot_.stage * Traits::RowGather::kTileBytes;
   }
-  __device__ __forceinline__ void wait_for_out() {
-    const auto in_k = slot_.after();
-    shared.k_full[in_k.stage].wait(in_k.parity);
+  __device__ __forceinline__ void wait_for_out(bool of_k_too) {
     shared.v_full[slot_.stage].wait(slot_.parity);
+    const auto in_k = slot_.after();
+    if (of_k_too) shared.k_full[in_k.stage].wait(in_k.parity);
   }
   // When the copy engine has read the tile before; behind the release of this tile's first K.
   __device__ __forceinline__ void release_out() {
     if (thread() % 32 == 0) {
       cute::tma_store_wait<0>();
+      shared.k_full[slot_.stage].wait(slot_.parity);  // not released before it is there
       shared.k_empty[slot_.stage].arrive();
       shared.v_empty[slot_.before().stage].arrive();
     }

@@ -69,7 +69,6 @@ class Producer {
 #pragma unroll 1
       while (true) {
         if (more == ahead) find_next(n + 1);
-        if (more == min(kTilesAhead, keys.tiles - 1)) prefetch_rest(n);
         if (more-- == 0) break;
         const int32_t before = now;
         now = after;
@@ -89,8 +88,6 @@ class Producer {
   static constexpr int kKeys = Traits::kKeys;
   // A position behind every list: no card holds as many keys.
   static constexpr int32_t kNone = 1 << 30;
-  // How long before a tile's end L2 is to read its rest.
-  static constexpr int32_t kTilesAhead = 2;
   using RowGather = typename Traits::RowGather;
 
   __device__ __forceinline__ const Work& work_of(uint32_t n) const {
@@ -198,24 +195,6 @@ class Producer {
     }
     __syncwarp();
   }
-  // Has L2 read the n-th tile's rest.
-  __device__ __forceinline__ void prefetch_rest(uint32_t n) const {
-    if (!p.has_rest) return;
-    const Work at = work_of(n);
-    const int32_t end =
-        min(at.first_row + at.row_blocks() * 64, static_cast<int32_t>(p.op.attention.queries));
-#pragma unroll 1
-    for (int32_t row = at.first_row + static_cast<int32_t>(read_thread()); row < end; row += 128) {
-      const char* rows = static_cast<const char*>(p.op.rest_out.data) +
-                         2 * p.op.rest_out.offset(at.batch, at.head, row);
-#pragma unroll
-      for (int byte = 0; byte < 2 * Traits::kHeadDim; byte += 128) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(rows + byte));
-      }
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(p.op.rest_lse.data +
-                                                    p.op.rest_lse.offset(at.batch, at.head, row)));
-    }
-  }
   __device__ __forceinline__ void load_k(const RowGather& gather, const char* k, int32_t index) {
     shared.k_empty[slot_.stage].wait(slot_.parity);
     gather.load(k, p.k_row_bytes, index,
@@ -229,48 +208,52 @@ class Producer {
     gather.load(v, p.v_row_bytes, index, v_tiles + at.stage * RowGather::kTileBytes);
     arrive_behind_copies(shared.v_full[at.stage]);
   }
-  // Hands the consumers one more tile of K, behind slot_, and one of V, at slot_, to write their
-  // n-th tile's rows into, with the rest's rows if there is one and the rows are not shared.
+  // Hands the consumers one more tile of V, at slot_, and one of K, behind it, to write their n-th
+  // tile's rows into, with the rest's rows if there is one and the rows are not shared.
   __device__ __forceinline__ void hand_over(uint32_t n) {
     const auto in_v = slot_;
     slot_.advance();
-    shared.k_empty[slot_.stage].wait(slot_.parity);
+    const bool rest = p.has_rest && !(Traits::kSharesRows && work_of(n).shares_rows);
     shared.v_empty[in_v.stage].wait(in_v.parity);
-    if (p.has_rest && !(Traits::kSharesRows && work_of(n).shares_rows)) {
-      load_rest(n, in_v.stage);
-      arrive_behind_copies(shared.k_full[slot_.stage]);
+    if (rest) {
+      const uint32_t of_v =
+          cute::cast_smem_ptr_to_uint(shared.v) + in_v.stage * RowGather::kTileBytes;
+      load_rest<0, Traits::kRowsInV>(n, of_v);
+      load_rest_lse(n, of_v + Traits::kRestLse);
       arrive_behind_copies(shared.v_full[in_v.stage]);
     } else {
-      shared.k_full[slot_.stage].arrive();
       shared.v_full[in_v.stage].arrive();
     }
+    shared.k_empty[slot_.stage].wait(slot_.parity);
+    if (rest && Traits::kRowsInK > 0) {
+      load_rest<Traits::kRowsInV, Traits::kRowsInK>(
+          n, cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
+      arrive_behind_copies(shared.k_full[slot_.stage]);
+    } else {
+      shared.k_full[slot_.stage].arrive();
+    }
   }
-  __device__ __forceinline__ void load_rest(uint32_t n, int stage_of_v) {
-    constexpr int kRows = 64 * Traits::kWarpgroups, kInK = kRows < kKeys ? kRows : kKeys;
+  // Rows kFirst and on of the n-th tile's rest, kRows of them.
+  template <int kFirst, int kRows>
+  __device__ __forceinline__ void load_rest(uint32_t n, uint32_t to) const {
     const RowGather gather = make_gather();
-    shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
     const Work at = work_of(n);
     const auto& rest = p.op.rest_out;
     const char* rows = static_cast<const char*>(rest.data) + 2 * rest.offset(at.batch, at.head, 0) +
                        gather.chunk_bytes();
     const auto last = static_cast<int32_t>(p.op.attention.queries) - 1;
-    const int32_t first = min(at.first_row + gather.owned_row(), last);
-    gather.template load<kInK>(
-        rows, p.rest_row_bytes, first,
-        cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
-    const uint32_t of_v =
-        cute::cast_smem_ptr_to_uint(shared.v) + stage_of_v * RowGather::kTileBytes;
-    if constexpr (kRows > kInK) {
-      gather.template load<kRows - kInK>(rows, p.rest_row_bytes, min(first + kKeys, last), of_v);
-    }
+    gather.template load<kRows>(rows, p.rest_row_bytes,
+                                min(at.first_row + kFirst + gather.owned_row(), last), to);
+  }
+  __device__ __forceinline__ void load_rest_lse(uint32_t n, uint32_t to) const {
+    const Work at = work_of(n);
+    const auto last = static_cast<int32_t>(p.op.attention.queries) - 1;
 #pragma unroll 1
-    for (int row = static_cast<int>(read_thread()); row < kRows; row += 128) {
+    for (int row = static_cast<int>(read_thread()); row < 64 * Traits::kWarpgroups; row += 128) {
       const float* lse = p.op.rest_lse.data +
                          p.op.rest_lse.offset(at.batch, at.head, min(at.first_row + row, last));
-      asm volatile(
-          "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(of_v + Traits::kRestLse + 4 * row),
-          "l"(lse)
-          : "memory");
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + 4 * row), "l"(lse)
+                   : "memory");
     }
   }
   static __device__ __forceinline__ void arrive_behind_copies(const Barrier& barrier) {

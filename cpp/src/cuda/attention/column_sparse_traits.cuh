@@ -6,6 +6,7 @@
 #include <cutlass/bfloat16.h>
 #include <cutlass/half.h>
 
+#include <algorithm>
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/mma_sm80.hpp>
 #include <cute/tensor.hpp>
@@ -96,10 +97,12 @@ struct ColumnSparseTraits {
 
   using RowGather = Gather<kKeys, kHeadDim>;
   static_assert(RowGather::kTileBytes == 2 * kKeys * kPadded);
-  // A tile's rest: its rows in a stage of K and one of V, and its lse in the latter's last KB:
-  // bytes from the stage's start.
+  // A tile's rest and result: the first rows in a stage of V, which is free sooner, the others in
+  // one of K; the rest's lse in the former's last KB, so many bytes from the stage's start.
   static constexpr int kRestLse = RowGather::kTileBytes - 8 * 128;
-  static_assert(64 * kWarpgroups <= 2 * kKeys - 8 && 64 * kWarpgroups * 4 <= 8 * 128);
+  static constexpr int kRowsInV = std::min(64 * kWarpgroups, (kKeys - 8) / 16 * 16);
+  static constexpr int kRowsInK = 64 * kWarpgroups - kRowsInV;
+  static_assert(kRowsInK <= kKeys && 64 * kWarpgroups * 4 <= 8 * 128);
 
   // Barriers, one of each per stage, and per warpgroup for `queries`:
   //
