@@ -7,8 +7,21 @@
 
 namespace chipmunk::cuda {
 
-using Barrier = cutlass::arch::ClusterBarrier;
-using TransactionBarrier = cutlass::arch::ClusterTransactionBarrier;
+// Those of nvidia-cutlass, whose waits and arrivals the compiler may move accesses to memory
+// across.
+template <class Base>
+struct Ordered : Base {
+  __device__ __forceinline__ void wait(uint32_t parity) const {
+    Base::wait(parity);
+    asm volatile("" ::: "memory");
+  }
+  __device__ __forceinline__ void arrive() const {
+    asm volatile("" ::: "memory");
+    Base::arrive();
+  }
+};
+using Barrier = Ordered<cutlass::arch::ClusterBarrier>;
+using TransactionBarrier = Ordered<cutlass::arch::ClusterTransactionBarrier>;
 
 // A position in a ring of stages, with the parity that its barriers will have.
 template <int kStages>
