@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 Run = Callable[[], object]
 Span = tuple[float, float]  # of time.perf_counter()
+Item = TypeVar("Item")
 
 GRAPH_MS = 10.0
 GRAPH_LAUNCHES = 200
@@ -110,6 +111,12 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)
 
 
+def _rotated(items: list[Item], by: int) -> list[Item]:
+    """From number `by` on, counted around, and then those before it."""
+    first = by % max(1, len(items))
+    return items[first:] + items[:first]
+
+
 def alternate_launches(
     timer: Timer,
     variants: Mapping[str, Run],
@@ -139,9 +146,8 @@ def alternate_launches(
     rounds = max(min_rounds, min(max_rounds, int(seconds * 1e3 / max(round_ms, 1e-3))))
     times: list[list[float]] = []
     for start in range(rounds):
-        at = start % len(runs)
-        found = timer.launch_each(runs[at:] + runs[:at])
-        times.append(found[len(runs) - at :] + found[: len(runs) - at])
+        found = timer.launch_each(_rotated(runs, start))
+        times.append(_rotated(found, -start))
     return dict(zip(variants, map(list, zip(*times, strict=True)), strict=True))
 
 
@@ -186,11 +192,8 @@ def alternate_sustained(
     results = {name: Sustained(batch.captured) for name, batch in batches.items()}
     if batches:
         timer.back_to_back(list(batches.values())[-1], heat_s)
-    names = list(batches)
     for turn in range(turns):
-        first = turn % max(1, len(names))
-        for name in names[first:] + names[:first]:
-            batch = batches[name]
+        for name, batch in _rotated(list(batches.items()), turn):
             timer.back_to_back(batch, warm_s)
             began = clock()
             results[name].turns_ms.append(timer.back_to_back(batch, seconds))

@@ -156,7 +156,8 @@ class Consumer {
   __device__ __forceinline__ void release_out() {
     if (thread() % 32 == 0) {
       cute::tma_store_wait<0>();
-      shared.k_full[slot_.stage].wait(slot_.parity);  // not released before it is there
+      // A warp whose rows are in V has not waited for K's: sooner, it would release what was there.
+      shared.k_full[slot_.stage].wait(slot_.parity);
       shared.k_empty[slot_.stage].arrive();
       shared.v_empty[slot_.before().stage].arrive();
     }
