@@ -10,7 +10,7 @@
 
 namespace chipmunk::cuda {
 
-// The producer warpgroup: for each of the CTA's tiles, K(0), then K(j), V(j - 1), then the last V.
+// The producer warpgroup: for each of the CTA's tiles, K(0), then V(j - 1), K(j), then the last V.
 // Behind the next tile's K(0), one more stage of each is the tile's rest's and result's. Tiles
 // without keys it writes by itself.
 template <class Traits>
@@ -23,14 +23,7 @@ class Producer {
   __device__ __forceinline__ void run() {
     find_next(0);
     shared.work_full[0].wait(0);
-    if (threadIdx.x % 32 == 0) {  // the consumers are busy
-      const Work work = shared.work[0];
-      const int warpgroup = static_cast<int>(threadIdx.x / 32);
-      if (work.count > 0 && warpgroup < work.warpgroups) {
-        ask_for_queries<Traits>(p, shared, work, warpgroup);
-      }
-    }
-    __syncwarp();
+    ask_for_first_queries(true);
     uint32_t n = 0;
     for (;; ++n) {
       shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
@@ -62,6 +55,7 @@ class Producer {
       };
       int32_t after = fetch();
       load_k(gather, k, now);
+      if (n == 0) ask_for_first_queries(false);
       if (n > 0) hand_over(n - 1);
       slot_.advance();
       const int32_t ahead = n == 0 ? 0 : keys.tiles - 1;  // the order takes time to make
@@ -73,8 +67,8 @@ class Producer {
         const int32_t before = now;
         now = after;
         after = fetch();
+        load_v(gather, v, before);  // free sooner, and needed sooner
         load_k(gather, k, now);
-        load_v(gather, v, before);
         slot_.advance();
       }
       prefetch_queries(n + 1);
@@ -100,6 +94,19 @@ class Producer {
     return RowGather(thread);
   }
 
+  // The first tile's queries, since the consumers are busy: the first warpgroup's, or the others',
+  // which must not keep the first keys waiting: all CTAs ask DRAM for theirs at the same time.
+  __device__ __forceinline__ void ask_for_first_queries(bool of_first_warpgroup) {
+    if (threadIdx.x % 32 == 0) {
+      const Work work = shared.work[0];
+      const int warpgroup = static_cast<int>(threadIdx.x / 32);
+      if (work.count > 0 && warpgroup < work.warpgroups &&
+          (warpgroup == 0) == of_first_warpgroup) {
+        ask_for_queries<Traits>(p, shared, work, warpgroup);
+      }
+    }
+    __syncwarp();
+  }
   // Finds the CTA's n-th tile that has keys, and tells everybody.
   __device__ __forceinline__ void find_next(uint32_t n) {
     asm volatile("" : "+r"(n));  // as in make_gather
