@@ -57,11 +57,12 @@ class Consumer {
 #pragma unroll 1
       for (int32_t left = tiles - 1; left > 0; --left) {
         if constexpr (Traits::kOverlapped) {
-          wait_for_k();
-          wait_for_v(false);
+          const auto of_v = v_slot(false);
+          shared.v_full[of_v.stage].wait(of_v.parity);
+          wait_for_k();  // and a fence for both
           take_turn();
           multiply_qk();
-          products_.start_pv(v_slot(false).stage, left < tiles - 1);
+          products_.start_pv(of_v.stage, left < tiles - 1);
           pass_turn();
           cute::warpgroup_wait<1>();
           products_.take_scores();

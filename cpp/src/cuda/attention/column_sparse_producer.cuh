@@ -67,8 +67,13 @@ class Producer {
         const int32_t before = now;
         now = after;
         after = fetch();
-        load_v(gather, v, before);  // free sooner, and needed sooner
-        load_k(gather, k, now);
+        if constexpr (Traits::kSharesRows) {  // the other warpgroup wants the next K at once
+          load_k(gather, k, now);
+          load_v(gather, v, before);
+        } else {  // V's stage is free sooner, and its rows are needed sooner
+          load_v(gather, v, before);
+          load_k(gather, k, now);
+        }
         slot_.advance();
       }
       prefetch_queries(n + 1);
@@ -100,8 +105,7 @@ class Producer {
     if (threadIdx.x % 32 == 0) {
       const Work work = shared.work[0];
       const int warpgroup = static_cast<int>(threadIdx.x / 32);
-      if (work.count > 0 && warpgroup < work.warpgroups &&
-          (warpgroup == 0) == of_first_warpgroup) {
+      if (work.count > 0 && warpgroup < work.warpgroups && (warpgroup == 0) == of_first_warpgroup) {
         ask_for_queries<Traits>(p, shared, work, warpgroup);
       }
     }
