@@ -10,9 +10,9 @@
 
 namespace chipmunk::cuda {
 
-// The producer warpgroup: for each of the CTA's tiles, K(0), then V(j - 1), K(j), then the last V.
-// Behind the next tile's K(0), one more stage of each is the tile's rest's and result's. Tiles
-// without keys it writes by itself.
+// The producer warpgroup: for each of the CTA's tiles, K(0), then V(j - 1), K(j), then the last V;
+// where rows are shared, K(j) before V(j - 1). Behind the next tile's K(0), one more stage of each
+// is the tile's rest's and result's. Tiles without keys it writes by itself.
 template <class Traits>
 class Producer {
  public:
@@ -23,7 +23,7 @@ class Producer {
   __device__ __forceinline__ void run() {
     find_next(0);
     shared.work_full[0].wait(0);
-    ask_for_first_queries(true);
+    ask_for_first_queries(/*of_first_warpgroup=*/true);
     uint32_t n = 0;
     for (;; ++n) {
       shared.work_full[n % Traits::kWorkSlots].wait(n / Traits::kWorkSlots % 2);
@@ -55,7 +55,7 @@ class Producer {
       };
       int32_t after = fetch();
       load_k(gather, k, now);
-      if (n == 0) ask_for_first_queries(false);
+      if (n == 0) ask_for_first_queries(/*of_first_warpgroup=*/false);
       if (n > 0) hand_over(n - 1);
       slot_.advance();
       const int32_t ahead = n == 0 ? 0 : keys.tiles - 1;  // the order takes time to make
