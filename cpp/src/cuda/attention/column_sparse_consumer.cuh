@@ -62,7 +62,7 @@ class Consumer {
           wait_for_k();  // and a fence for both
           take_turn();
           multiply_qk();
-          products_.start_pv(of_v.stage, left < tiles - 1);
+          products_.start_pv(of_v.stage);
           pass_turn();
           cute::warpgroup_wait<1>();
           products_.take_scores();
@@ -73,7 +73,7 @@ class Consumer {
           release_v(false);
         } else {
           if (shares) skip_k();
-          multiply_pv(left < tiles - 1, shares);
+          multiply_pv(shares);
           wait_for_k();
           products_.finish_pv();
           multiply_qk();
@@ -87,9 +87,10 @@ class Consumer {
       }
       const bool skips = shares && (keys.tiles - w) % 2 == 0;  // the last tile is the other's
       if (skips) skip_k();
-      multiply_pv(tiles > 1, skips);
+      multiply_pv(skips);
       const bool second = last_ == 0 && starts_second(n_ + 1);
       if (last_ != 0 || second) {
+        softmax.finish();
         products_.finish_pv();
         pass_turn();
         release_v(skips);
@@ -102,6 +103,7 @@ class Consumer {
         continue;
       }
       wait_for_queries(n_ + 1);
+      softmax.finish();  // between two waits, lest it hold up the start of a product
       wait_for_k();
       products_.finish_pv();
       multiply_qk();
@@ -123,14 +125,18 @@ class Consumer {
     constexpr int kInV = Traits::kRowsInV;
     const int row = (static_cast<int>(read_thread() / 32) - 4) * 16;
     const StagedRows<Traits> staged(row < kInV ? of_v() + row * 128 : of_k() + (row - kInV) * 128);
-    wait_for_out(row >= kInV);
-    float rest_lse[2] = {-INFINITY, -INFINITY};
     if (p.has_rest) {
+      wait_for_out(row >= kInV);
       const float* lses = reinterpret_cast<const float*>(of_v() + Traits::kRestLse) + row;
       const uint32_t mine = read_thread() % 32 / 4;
-      rest_lse[0] = lses[mine], rest_lse[1] = lses[mine + 8];
+      const float rest_lse[2] = {lses[mine], lses[mine + 8]};
+      merge_rows(staged, rest_lse, softmax, products_.out);
+    } else {
+      stage_rows(staged, softmax, products_.out, [&] { wait_for_out(row >= kInV); });
     }
-    write_rows(p, rows(), staged, rest_lse, softmax, products_.out);
+    const RowPlace at = rows();
+    store_staged<Traits::kPadded / 64>(p, at, staged, 0);
+    write_lse(p.op.attention, at, softmax);
   }
   __device__ __forceinline__ void write_shared_rows(OnlineSoftmax& softmax) {
     const int offset = static_cast<int>(read_thread() / 32 % 4) * (16 * 128);
@@ -259,11 +265,11 @@ class Consumer {
     softmax.add(part);
   }
   __device__ __forceinline__ void multiply_qk() { products_.multiply_qk(w, slot_.stage); }
-  // O (+)= P V, in this warpgroup's turn.
-  __device__ __forceinline__ void multiply_pv(bool accumulate, bool skipped) {
+  // O += P V, in this warpgroup's turn.
+  __device__ __forceinline__ void multiply_pv(bool skipped) {
     wait_for_v(skipped);
     take_turn();
-    products_.start_pv(v_slot(skipped).stage, accumulate);
+    products_.start_pv(v_slot(skipped).stage);
   }
   // Of V that goes with the last keys that this warpgroup has weighed: one slot behind K, two if
   // the K of another's keys has been skipped.

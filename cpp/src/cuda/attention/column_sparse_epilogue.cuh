@@ -95,68 +95,73 @@ __device__ __forceinline__ void store_staged(const ColumnSparseKernelParams& p, 
   __syncwarp();
 }
 
-// `sum` is that of a quad.
+// Two lanes of a quad write a row each.
 __device__ __forceinline__ void write_lse(const AttentionParams& a, const RowPlace& at,
-                                          const OnlineSoftmax& softmax, const float (&sum)[2]) {
-  if (threadIdx.x % 4 != 0) return;
-  float* lses = a.lse.data + a.lse.offset(at.batch, at.head, at.row);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    if (at.row + 8 * r >= a.queries) continue;
-    lses[8 * r * a.lse.row_stride] =
-        sum[r] == 0.0f ? -INFINITY : (softmax.reference[r] + __log2f(sum[r])) * kLn2;
+                                          const OnlineSoftmax& softmax) {
+  const uint32_t r = read_thread() % 4;
+  const float lse_log2 = r == 0 ? softmax.lse_log2(0) : softmax.lse_log2(1);
+  const int32_t row = at.row + (r == 0 ? 0 : 8);
+  if (r < 2 && row < a.queries) {
+    a.lse.data[a.lse.offset(at.batch, at.head, row)] = lse_log2 * kLn2;
   }
 }
 
-// Writes a warp's rows, by way of `staged`, where they stay until the copy engine has read them.
-// There they find those of the rest, if there is one.
+// Puts a warp's rows in their stage, once `wait` has been for it.
+template <class Traits, class Wait>
+__device__ __forceinline__ void stage_rows(const StagedRows<Traits>& staged,
+                                           const OnlineSoftmax& softmax,
+                                           const float (&out)[Traits::kHeadDim / 2],
+                                           const Wait& wait) {
+  using Element = typename Traits::Element;
+  constexpr int kParts = Traits::kHeadDim / 16;
+  const float own[2] = {reciprocal_of_sum(softmax.sum[0]), reciprocal_of_sum(softmax.sum[1])};
+  // All words before the first is stored: by registers taken anew for each store, a store would
+  // wait until the one before has read them.
+  uint32_t words[kParts][4];
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) {
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      words[i][m] =
+          pack_pair<Element>(out[8 * i + 2 * m] * own[m % 2], out[8 * i + 2 * m + 1] * own[m % 2]);
+      asm volatile("" : "+r"(words[i][m]));
+    }
+  }
+  wait();
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) staged.write(i, words[i]);
+}
+
+// The same, merged with the rest's rows, which are found there.
 template <class Traits>
-__device__ __forceinline__ void write_rows(const ColumnSparseKernelParams& p, const RowPlace& at,
-                                           const StagedRows<Traits>& staged,
+__device__ __forceinline__ void merge_rows(const StagedRows<Traits>& staged,
                                            const float (&rest_lse)[2], OnlineSoftmax& softmax,
                                            const float (&out)[Traits::kHeadDim / 2]) {
   using Element = typename Traits::Element;
   constexpr int kParts = Traits::kHeadDim / 16;
-  float sum[2], own[2], other[2];
+  float own[2], other[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    own[r] = 1.0f, other[r] = 0.0f;
-    if (p.has_rest) softmax.add_part(r, rest_lse[r] * kLog2E, own[r], other[r]);
-    sum[r] = quad_sum(softmax.sum[r]);
-    own[r] *= reciprocal_of_sum(sum[r]);
-    other[r] *= reciprocal_of_sum(sum[r]);
+    softmax.add_part(r, rest_lse[r] * kLog2E, own[r], other[r]);
+    const float reciprocal = reciprocal_of_sum(softmax.sum[r]);
+    own[r] *= reciprocal, other[r] *= reciprocal;
   }
-  if (p.has_rest) {
-    uint32_t rest[2][4];
-    staged.read(0, rest[0]);
+  uint32_t rest[2][4];
+  staged.read(0, rest[0]);
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      if (i + 1 < kParts) staged.read(i + 1, rest[(i + 1) % 2]);
-      uint32_t x[4];
+  for (int i = 0; i < kParts; ++i) {
+    if (i + 1 < kParts) staged.read(i + 1, rest[(i + 1) % 2]);
+    uint32_t words[4];
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        const float2 pair =
-            merge_pair<Element>(out[8 * i + 2 * m], out[8 * i + 2 * m + 1], rest[i % 2][m],
-                                own[m % 2], other[m % 2], rest_lse[m % 2] != -INFINITY);
-        x[m] = pack_pair<Element>(pair.x, pair.y);
-      }
-      __syncwarp();  // all lanes have read what is written over
-      staged.write(i, x);
+    for (int m = 0; m < 4; ++m) {
+      const float2 pair =
+          merge_pair<Element>(out[8 * i + 2 * m], out[8 * i + 2 * m + 1], rest[i % 2][m],
+                              own[m % 2], other[m % 2], rest_lse[m % 2] != -INFINITY);
+      words[m] = pack_pair<Element>(pair.x, pair.y);
     }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      uint32_t x[4];
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        x[m] = pack_pair<Element>(out[8 * i + 2 * m] * own[m % 2],
-                                  out[8 * i + 2 * m + 1] * own[m % 2]);
-      }
-      staged.write(i, x);
-    }
+    __syncwarp();  // all lanes have read what is written over
+    staged.write(i, words);
   }
-  store_staged<Traits::kPadded / 64>(p, at, staged, 0);
-  write_lse(p.op.attention, at, softmax, sum);
 }
 
 // A list without columns: the rest as it is, or nothing. By 128 threads. Where the rest is the

@@ -22,9 +22,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     column_sparse_attention_sm90(const __grid_constant__ ColumnSparseKernelParams p) {
   extern __shared__ __align__(1024) char raw_shared[];
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(raw_shared);
-  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+  if (warp == 1) Producer<Traits>(p, shared).prefetch_first();
   if (threadIdx.x == 0) {
-    cute::prefetch_tma_descriptor(&p.q);
     cute::prefetch_tma_descriptor(&p.out);
     for (int s = 0; s < Traits::kStages; ++s) {
       shared.k_full[s].init(128);
@@ -41,12 +41,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
-  if (warpgroup == 0) {
+  if (warp < 4) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kConfig.producer_registers>();
     Producer<Traits>(p, shared).run();
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConfig.consumer_registers>();
-    Consumer<Traits>(p, shared, warpgroup - 1).run();
+    Consumer<Traits>(p, shared, warp / 4 - 1).run();
   }
 }
 

@@ -20,10 +20,12 @@ struct TilePlace {
     batch = batch_head / heads;
     head = batch_head % heads;
   }
+  __device__ const int32_t* count_of(const ColumnListsParams& c) const {
+    return c.counts + batch * c.counts_batch_stride + head * c.counts_head_stride +
+           group * c.counts_group_stride;
+  }
   __device__ int32_t count(const ColumnListsParams& c) const {
-    const int32_t count = __ldg(c.counts + batch * c.counts_batch_stride +
-                                head * c.counts_head_stride + group * c.counts_group_stride);
-    return min(count, static_cast<int32_t>(c.capacity));
+    return min(__ldg(count_of(c)), static_cast<int32_t>(c.capacity));
   }
 };
 

@@ -20,6 +20,23 @@ class Producer {
                                       typename Traits::Shared& storage)
       : p(params), shared(storage) {}
 
+  // Has L2 read what the CTA needs first, before anything else is done: by one warp, of a producer
+  // that does nothing more. Of the queries only the first warpgroup's, as in ask_for_first_queries.
+  __device__ __forceinline__ void prefetch_first() {
+    const Blocks blocks = next_blocks();
+    if (blocks.tile < 0) return;
+    const TilePlace at(p, blocks.tile);
+    const ColumnListsParams& c = p.op.columns;
+    const auto lane = static_cast<int>(threadIdx.x % 32);
+    if (lane < 8 && lane * 32 < c.capacity) {
+      prefetch(c.list(at.batch, at.head, at.group) + lane * 32);
+    }
+    if (lane == 0) {
+      prefetch(at.count_of(c));
+      prefetch_queries(at, at.in_head * Traits::kQueries + 64 * blocks.first);
+    }
+  }
+
   __device__ __forceinline__ void run() {
     find_next(0);
     shared.work_full[0].wait(0);
@@ -120,12 +137,7 @@ class Producer {
       work.count = 0;
       if (blocks.tile < 0) break;
       const TilePlace at(p, blocks.tile);
-      const int32_t* list = p.op.columns.list(at.batch, at.head, at.group);
-      // The first columns, while the count is on its way.
-      if (n == 0 && threadIdx.x < 8 && threadIdx.x * 32 < p.op.columns.capacity) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(list + threadIdx.x * 32) : "memory");
-      }
-      work = {.list = list,
+      work = {.list = p.op.columns.list(at.batch, at.head, at.group),
               .batch = at.batch,
               .head = at.head,
               .first_row = at.in_head * Traits::kQueries + 64 * blocks.first,
@@ -190,19 +202,24 @@ class Producer {
     return tile_of(number, plan.grid, order.long_tiles, plan.long_later);
   }
 
+  static __device__ __forceinline__ void prefetch(const int32_t* from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
+  }
+  // 64 rows of a head's queries, by one thread.
+  template <class Head>
+  __device__ __forceinline__ void prefetch_queries(const Head& at, int32_t row) const {
+#pragma unroll
+    for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
+      cute::SM90_TMA_LOAD_4D::PREFETCH::copy(&p.q, panel * 64, row, at.head, at.batch);
+    }
+  }
   // Has L2 read the n-th tile's queries, shortly before they are asked for.
   __device__ __forceinline__ void prefetch_queries(uint32_t n) const {
     if (threadIdx.x == 0) {
       const Work at = work_of(n);
       const int32_t boxes = at.count > 0 ? at.row_blocks() : 0;
 #pragma unroll 1
-      for (int32_t w = 0; w < boxes; ++w) {
-#pragma unroll
-        for (int panel = 0; panel < Traits::kPadded / 64; ++panel) {
-          cute::SM90_TMA_LOAD_4D::PREFETCH::copy(&p.q, panel * 64, at.first_row + w * 64, at.head,
-                                                 at.batch);
-        }
-      }
+      for (int32_t w = 0; w < boxes; ++w) prefetch_queries(at, at.first_row + w * 64);
     }
     __syncwarp();
   }

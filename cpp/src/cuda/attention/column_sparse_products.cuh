@@ -89,8 +89,8 @@ class Products {
     __syncwarp();  // one lane will tell that the keys have been read
   }
 
-  // O (+)= P V.
-  __device__ __forceinline__ void start_pv(int stage, bool accumulate) {
+  // O += P V.
+  __device__ __forceinline__ void start_pv(int stage) {
     typename Traits::MmaPV mma;
     const auto sV = cute::make_tensor(cute::make_smem_ptr(shared.v), typename Traits::LayoutV{});
     // (1, 1, keys / 16, stages); a product of head dim 96 looks at 96 of 128 columns.
@@ -100,12 +100,10 @@ class Products {
     cute::warpgroup_fence_operand(tOrO);
     fence_weights();
     cute::warpgroup_arrive();
-    mma.accumulate_ =
-        accumulate || Traits::kSharesRows ? cute::GMMA::ScaleOut::One : cute::GMMA::ScaleOut::Zero;
+    mma.accumulate_ = cute::GMMA::ScaleOut::One;
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
       cute::gemm(mma, tOrP(cute::_, cute::_, k), tOrV(cute::_, cute::_, k, stage), tOrO);
-      mma.accumulate_ = cute::GMMA::ScaleOut::One;
     }
     cute::warpgroup_commit_batch();
   }
@@ -130,16 +128,12 @@ class Products {
       weights[i] = pack_pair<typename Traits::Element>(scores[2 * i], scores[2 * i + 1]);
     }
   }
-  // Before a tile's first PV, which ignores what the sums hold: so that nothing saves it meanwhile.
-  // Where rows are shared, even registers that hold nothing are too many across a tile's end.
+  // Before a tile's first PV. A first PV that ignored what they hold, by a flag, would to the
+  // compiler be one that reads them, and keep them from any other use across a tile's end.
   __device__ __forceinline__ void clear_out() {
 #pragma unroll
     for (int i = 0; i < Traits::kHeadDim / 2; ++i) {
-      if constexpr (Traits::kSharesRows) {
-        out[i] = 0.0f;
-      } else {
-        asm volatile("" : "=f"(out[i]));
-      }
+      out[i] = 0.0f;
     }
   }
 

@@ -103,18 +103,18 @@ __device__ __forceinline__ void write_half(const ColumnSparseKernelParams& p, co
   const Part part(from, offset);
   const float4 scale = part.scale();
   const float reference[2] = {scale.x, scale.y}, others[2] = {scale.z, scale.w};
-  float sum[2], own[2], other[2], of_rest[2];
+  float own[2], other[2], of_rest[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float both = 1.0f;
     of_rest[r] = 0.0f;
     softmax.add_sum(r, reference[r], others[r], own[r], other[r]);
     if (p.has_rest) softmax.add_part(r, rest_lse[r] * kLog2E, both, of_rest[r]);
-    sum[r] = quad_sum(softmax.sum[r]);
-    both *= reciprocal_of_sum(sum[r]);
+    const float reciprocal = reciprocal_of_sum(softmax.sum[r]);
+    both *= reciprocal;
     own[r] *= both;
     other[r] *= both;
-    of_rest[r] *= reciprocal_of_sum(sum[r]);
+    of_rest[r] *= reciprocal;
   }
   const RestWords<Traits> rest(p, at, kHalf * (Traits::kHeadDim / 2));
   uint32_t merged[Part::kVectors / 2][4];
@@ -136,7 +136,7 @@ __device__ __forceinline__ void write_half(const ColumnSparseKernelParams& p, co
 #pragma unroll
   for (int i = 0; i < Part::kVectors / 2; ++i) staged.write(i, merged[i]);
   store_staged<Traits::kHeadDim / 128>(p, at, staged, kHalf * (Traits::kHeadDim / 2));
-  if (kHalf == 0) write_lse(p.op.attention, at, softmax, sum);
+  if (kHalf == 0) write_lse(p.op.attention, at, softmax);
 }
 
 }  // namespace chipmunk::cuda

@@ -24,13 +24,28 @@ __device__ inline float reciprocal_approximate(float x) {
   return y;
 }
 
-__device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+__device__ inline float log2_approximate(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
-__device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+
+// Over a quad, for both rows at once: a shuffle takes some 100 cycles.
+__device__ inline void quad_max(float (&x)[2]) {
+#pragma unroll
+  for (int lane = 1; lane <= 2; lane *= 2) {
+    const float other[2] = {__shfl_xor_sync(0xffffffffu, x[0], lane),
+                            __shfl_xor_sync(0xffffffffu, x[1], lane)};
+    x[0] = fmaxf(x[0], other[0]), x[1] = fmaxf(x[1], other[1]);
+  }
+}
+__device__ inline void quad_sum(float (&x)[2]) {
+#pragma unroll
+  for (int lane = 1; lane <= 2; lane *= 2) {
+    const float other[2] = {__shfl_xor_sync(0xffffffffu, x[0], lane),
+                            __shfl_xor_sync(0xffffffffu, x[1], lane)};
+    x[0] += other[0], x[1] += other[1];
+  }
 }
 
 // Two floats, rounded, in one word; the first in the lower half.
@@ -63,7 +78,7 @@ inline constexpr float kMostWeight<__half> = 0x1p15f;
 struct OnlineSoftmax {
   float scale_log2;
   float reference[2];  // equal in a quad
-  float sum[2];        // of this lane's columns
+  float sum[2];        // of this lane's columns; in the end of the quad's
 
   // Turns a tile's scores into weights, by the reference as it is; `part` is what to add to `sum`.
   template <int kScores>
@@ -92,24 +107,29 @@ struct OnlineSoftmax {
   // Takes the reference from the first scores.
   template <int kScores>
   __device__ void start(const float (&scores)[kScores]) {
+    float top[2];
+    quad_max_of(scores, top);
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      reference[row] = fmaxf(quad_max(row_max(scores, row) * scale_log2), -FLT_MAX);
-    }
+    for (int row = 0; row < 2; ++row) reference[row] = fmaxf(top[row] * scale_log2, -FLT_MAX);
   }
 
   // Raises the reference to a tile's maximum before it is weighed; what was accumulated under the
   // old one is to be multiplied by `factor`.
   template <int kScores>
   __device__ void raise(const float (&scores)[kScores], float (&factor)[2]) {
+    float tops[2];
+    quad_max_of(scores, tops);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const float top = fmaxf(quad_max(row_max(scores, row) * scale_log2), reference[row]);
+      const float top = fmaxf(tops[row] * scale_log2, reference[row]);
       factor[row] = exp2_approximate(reference[row] - top);
       reference[row] = top;
       sum[row] *= factor[row];
     }
   }
+
+  // Behind a tile's last weights; what follows needs the quad's sums.
+  __device__ void finish() { quad_sum(sum); }
 
   // Takes in sums of other keys, under a reference of their own: what was accumulated is to be
   // multiplied by `own`, and the others' output by `other` and added.
@@ -123,18 +143,24 @@ struct OnlineSoftmax {
   }
   // The same for a part whose sum of exponentials is 2^lse_log2, -inf for none.
   __device__ void add_part(int row, float lse_log2, float& own, float& other) {
-    add_sum(row, lse_log2, 0.25f, own, other);  // a quarter in each lane of the quad
+    add_sum(row, lse_log2, 1.0f, own, other);
   }
+
+  // -inf for a sum of 0: every score was -inf. Any other sum is that of a weight of 1 at least.
+  __device__ float lse_log2(int row) const { return reference[row] + log2_approximate(sum[row]); }
 
  private:
   template <int kScores>
-  static __device__ float row_max(const float (&scores)[kScores], int row) {
-    float top = fmaxf(scores[2 * row], scores[2 * row + 1]);
+  static __device__ void quad_max_of(const float (&scores)[kScores], float (&top)[2]) {
+    top[0] = fmaxf(scores[0], scores[1]), top[1] = fmaxf(scores[2], scores[3]);
 #pragma unroll
     for (int i = 1; i < kScores / 4; ++i) {
-      top = fmaxf(top, fmaxf(scores[4 * i + 2 * row], scores[4 * i + 2 * row + 1]));
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        top[row] = fmaxf(top[row], fmaxf(scores[4 * i + 2 * row], scores[4 * i + 2 * row + 1]));
+      }
     }
-    return top;
+    quad_max(top);
   }
 };
 
