@@ -115,8 +115,8 @@ __device__ __forceinline__ void stage_rows(const StagedRows<Traits>& staged,
   using Element = typename Traits::Element;
   constexpr int kParts = Traits::kHeadDim / 16;
   const float own[2] = {reciprocal_of_sum(softmax.sum[0]), reciprocal_of_sum(softmax.sum[1])};
-  // All words before the first is stored: by registers taken anew for each store, a store would
-  // wait until the one before has read them.
+  // All words before `wait`, so that each has a register of its own: else the compiler takes the
+  // same four for every store, which then waits until the one before has read them.
   uint32_t words[kParts][4];
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {

@@ -78,7 +78,7 @@ inline constexpr float kMostWeight<__half> = 0x1p15f;
 struct OnlineSoftmax {
   float scale_log2;
   float reference[2];  // equal in a quad
-  float sum[2];        // of this lane's columns; in the end of the quad's
+  float sum[2];        // of this lane's columns; after finish() of the quad's
 
   // Turns a tile's scores into weights, by the reference as it is; `part` is what to add to `sum`.
   template <int kScores>
@@ -128,7 +128,7 @@ struct OnlineSoftmax {
     }
   }
 
-  // Behind a tile's last weights; what follows needs the quad's sums.
+  // Behind a tile's last weights, before add_sum and what follows it.
   __device__ void finish() { quad_sum(sum); }
 
   // Takes in sums of other keys, under a reference of their own: what was accumulated is to be
@@ -146,7 +146,7 @@ struct OnlineSoftmax {
     add_sum(row, lse_log2, 1.0f, own, other);
   }
 
-  // -inf for a sum of 0: every score was -inf. Any other sum is that of a weight of 1 at least.
+  // -inf for a sum of 0: every score was -inf. Any other sum holds a weight of some 1.
   __device__ float lse_log2(int row) const { return reference[row] + log2_approximate(sum[row]); }
 
  private:
