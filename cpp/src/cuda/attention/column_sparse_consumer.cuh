@@ -44,6 +44,7 @@ class Consumer {
       const bool shares = shares_rows(n_);
       const KeyTiles<kKeys> keys(work().count, shares);
       const int32_t tiles = shares ? (keys.tiles + 1 - w) / 2 : keys.tiles;  // this warpgroup's
+      next_turn_ = kTurn + (w + 1 == work().warpgroups ? 0 : w + 1);
       OnlineSoftmax softmax;
       softmax.scale_log2 = p.scale_log2;
       products_.finish_qk();
@@ -166,10 +167,10 @@ class Consumer {
       // A warp whose rows are in V has not waited for K's: sooner, it would release what was there.
       shared.k_full[slot_.stage].wait(slot_.parity);
       shared.k_empty[slot_.stage].arrive();
-      shared.v_empty[slot_.before().stage].arrive();
+      shared.v_empty[before_.stage].arrive();
     }
     __syncwarp();
-    slot_.advance();
+    advance();
   }
 
   static constexpr int kKeys = Traits::kKeys;
@@ -207,7 +208,7 @@ class Consumer {
       shared.k_full[slot_.stage].wait(slot_.parity);
       release_k();
       if (j == 0 && n > 0) release_out();
-      shared.v_full[slot_.before().stage].wait(slot_.before().parity);
+      shared.v_full[before_.stage].wait(before_.parity);
       release_v(false);
     }
   }
@@ -238,6 +239,10 @@ class Consumer {
 
   __device__ __forceinline__ void release_k() {
     if (thread() % 32 == 0) shared.k_empty[slot_.stage].arrive();
+    advance();
+  }
+  __device__ __forceinline__ void advance() {
+    before_ = slot_;
     slot_.advance();
   }
 
@@ -274,8 +279,7 @@ class Consumer {
   // Of V that goes with the last keys that this warpgroup has weighed: one slot behind K, two if
   // the K of another's keys has been skipped.
   __device__ __forceinline__ RingPosition<Traits::kStages> v_slot(bool skipped) const {
-    const auto at = slot_.before();
-    return Traits::kSharesRows && skipped ? at.before() : at;
+    return Traits::kSharesRows && skipped ? before_.before() : before_;
   }
   __device__ __forceinline__ void release_v(bool skipped) {
     if (thread() % 32 == 0) shared.v_empty[v_slot(skipped).stage].arrive();
@@ -292,9 +296,8 @@ class Consumer {
     release_k();
   }
   __device__ __forceinline__ void skip_v() {
-    const auto at = slot_.before();
-    shared.v_full[at.stage].wait(at.parity);
-    if (thread() % 32 == 0) shared.v_empty[at.stage].arrive();
+    shared.v_full[before_.stage].wait(before_.parity);
+    if (thread() % 32 == 0) shared.v_empty[before_.stage].arrive();
   }
   __device__ __forceinline__ bool starts_second(uint32_t n) const {
     return w == 1 && shares_rows(n);
@@ -322,14 +325,16 @@ class Consumer {
     if constexpr (kTurns) named_sync(kTurn + w, 256);
   }
   __device__ __forceinline__ void pass_turn() {
-    if constexpr (kTurns) named_arrive(kTurn + (w + 1 == work().warpgroups ? 0 : w + 1), 256);
+    if constexpr (kTurns) named_arrive(next_turn_, 256);
   }
 
   const ColumnSparseKernelParams& p;
   typename Traits::Shared& shared;
   const int w;
   int32_t n_ = 0;                       // of the tile under way, among the CTA's
-  RingPosition<Traits::kStages> slot_;  // of K; V runs one slot behind
+  RingPosition<Traits::kStages> slot_;    // of K
+  RingPosition<Traits::kStages> before_;  // of V, which runs one slot behind
+  int next_turn_ = 0;                     // whose turn comes next, of the tile under way
   int32_t last_ = 0;  // 1: none after it has rows of this warpgroup; as a bool it would spill
   Products<Traits> products_;
 };

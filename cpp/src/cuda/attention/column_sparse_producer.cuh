@@ -33,7 +33,7 @@ class Producer {
     }
     if (lane == 0) {
       prefetch(at.count_of(c));
-      prefetch_queries(at, at.in_head * Traits::kQueries + 64 * blocks.first);
+      prefetch_queries(at, first_row(at, blocks));
     }
   }
 
@@ -140,7 +140,7 @@ class Producer {
       work = {.list = p.op.columns.list(at.batch, at.head, at.group),
               .batch = at.batch,
               .head = at.head,
-              .first_row = at.in_head * Traits::kQueries + 64 * blocks.first,
+              .first_row = first_row(at, blocks),
               .count = at.count(p.op.columns),
               .warpgroups = blocks.count,
               .shares_rows = 0};
@@ -166,6 +166,9 @@ class Producer {
     int32_t tile;  // -1: none
     int32_t first, count;
   };
+  static __device__ __forceinline__ int32_t first_row(const TilePlace& at, const Blocks& blocks) {
+    return at.in_head * Traits::kQueries + 64 * blocks.first;
+  }
   // What comes next. Where warpgroups share rows, which takes twice the loads, a tile comes in two
   // parts, and half of the CTAs start with the small ones.
   __device__ __forceinline__ Blocks next_blocks() {

@@ -85,15 +85,15 @@ struct OnlineSoftmax {
   __device__ void weigh(float (&scores)[kScores], float (&part)[2]) const {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float even = 0.0f, odd = 0.0f;
+      float even, odd;
 #pragma unroll
       for (int i = 0; i < kScores / 4; ++i) {
         float& a = scores[4 * i + 2 * row];
         float& b = scores[4 * i + 2 * row + 1];
         a = exp2_approximate(fmaf(a, scale_log2, -reference[row]));
         b = exp2_approximate(fmaf(b, scale_log2, -reference[row]));
-        even += a;
-        odd += b;
+        even = i == 0 ? a : even + a;
+        odd = i == 0 ? b : odd + b;
       }
       part[row] = even + odd;
     }
