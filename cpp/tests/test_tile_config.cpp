@@ -29,6 +29,8 @@ int main() {
         tests.check(config.warpgroups == row_blocks || shares_rows(head_dim, row_blocks),
                     "a warpgroup for each block of rows, or shared rows: " + name);
         tests.check(config.keys % 16 == 0 && config.keys <= 128, "keys: " + name);
+        tests.check(config.query_steps >= 0 && config.query_steps <= head_dim / 16,
+                    "queries in registers: " + name);
         tests.check(shared_tile_bytes(head_dim, config) + kBarrierBytes <= kSharedBytes,
                     "shared memory: " + name);
         // A CTA has what it was launched with, the same for every thread, to deal out again: asked

@@ -16,10 +16,10 @@ namespace chipmunk::cuda {
 // One consumer warpgroup: 64 rows of every tile of the CTA, or every other tile of keys of rows
 // that two warpgroups share.
 //
-// Scores and weights share registers, so a product starts when the one before has ended, but where
-// there are registers for both (Traits::kOverlapped). The tensor cores stay busy because the
-// warpgroups take turns, and because a tile's first product is issued before the tile before it is
-// written out.
+// Scores and weights share registers, so a product starts when the one before has ended, and the
+// warpgroups take turns, to keep the tensor cores busy; where there are registers for both
+// (Traits::kOverlapped), two products are under way together, without turns. A tile's first product
+// is issued before the tile before it is written out.
 template <class Traits>
 class Consumer {
  public:
@@ -61,10 +61,8 @@ class Consumer {
           const auto of_v = v_slot(false);
           shared.v_full[of_v.stage].wait(of_v.parity);
           wait_for_k();  // and a fence for both
-          take_turn();
           multiply_qk();
           products_.start_pv(of_v.stage);
-          pass_turn();
           cute::warpgroup_wait<1>();
           products_.take_scores();
           if (left == 1) take_next_queries();
@@ -174,7 +172,7 @@ class Consumer {
   }
 
   static constexpr int kKeys = Traits::kKeys;
-  static constexpr bool kTurns = Traits::kWarpgroups > 1;
+  static constexpr bool kTurns = Traits::kWarpgroups > 1 && !Traits::kOverlapped;
 
   static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x % 128); }
   // The tile under way.
@@ -224,6 +222,7 @@ class Consumer {
   }
   __device__ __forceinline__ void wait_for_queries(uint32_t n) {
     shared.queries_full[w].wait(n % 2);
+    if constexpr (Traits::kQuerySteps > 0) products_.hold_queries(w);
   }
 
   // The rows come through the generic proxy, and products read through the other.
@@ -331,7 +330,7 @@ class Consumer {
   const ColumnSparseKernelParams& p;
   typename Traits::Shared& shared;
   const int w;
-  int32_t n_ = 0;                       // of the tile under way, among the CTA's
+  int32_t n_ = 0;                         // of the tile under way, among the CTA's
   RingPosition<Traits::kStages> slot_;    // of K
   RingPosition<Traits::kStages> before_;  // of V, which runs one slot behind
   int next_turn_ = 0;                     // whose turn comes next, of the tile under way

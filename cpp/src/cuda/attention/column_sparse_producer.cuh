@@ -10,9 +10,9 @@
 
 namespace chipmunk::cuda {
 
-// The producer warpgroup: for each of the CTA's tiles, K(0), then V(j - 1), K(j), then the last V;
-// where rows are shared, K(j) before V(j - 1). Behind the next tile's K(0), one more stage of each
-// is the tile's rest's and result's. Tiles without keys it writes by itself.
+// The producer warpgroup: for each of the CTA's tiles, K(0), then V(j - 1), K(j), or the other way
+// round (Traits::kWantsKFirst), then the last V. Behind the next tile's K(0), one more stage of
+// each is the tile's rest's and result's. Tiles without keys it writes by itself.
 template <class Traits>
 class Producer {
  public:
@@ -84,7 +84,7 @@ class Producer {
         const int32_t before = now;
         now = after;
         after = fetch();
-        if constexpr (Traits::kSharesRows) {  // the other warpgroup wants the next K at once
+        if constexpr (Traits::kWantsKFirst) {
           load_k(gather, k, now);
           load_v(gather, v, before);
         } else {  // V's stage is free sooner, and its rows are needed sooner

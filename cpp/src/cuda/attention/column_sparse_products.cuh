@@ -2,6 +2,7 @@
 // fill.
 #pragma once
 
+#include <algorithm>
 #include <cute/arch/copy_sm75.hpp>
 
 #include "cuda/attention/column_sparse_epilogue.cuh"
@@ -33,12 +34,37 @@ class Products {
     cute::warpgroup_fence_operand(tSrS);
     cute::warpgroup_arrive();
     mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
+    if constexpr (kQuerySteps > 0) {
+      typename Traits::MmaOfHeldQueries mma_of_held;
+      mma_of_held.accumulate_ = cute::GMMA::ScaleOut::Zero;
+      auto tSrHeld = held_queries_tensor();
 #pragma unroll
-    for (int k = 0; k < Traits::kHeadDim / 16; ++k) {
+      for (int k = 0; k < kQuerySteps; ++k) {
+        cute::gemm(mma_of_held, tSrHeld(cute::_, cute::_, k), tSrK(cute::_, cute::_, k, stage),
+                   tSrS);
+        mma_of_held.accumulate_ = cute::GMMA::ScaleOut::One;
+      }
+      mma.accumulate_ = cute::GMMA::ScaleOut::One;
+    }
+#pragma unroll
+    for (int k = kQuerySteps; k < Traits::kHeadDim / 16; ++k) {
       cute::gemm(mma, tSrQ(cute::_, cute::_, k), tSrK(cute::_, cute::_, k, stage), tSrS);
       mma.accumulate_ = cute::GMMA::ScaleOut::One;
     }
     cute::warpgroup_commit_batch();
+  }
+  // What a warp holds of its queries: the columns of the first steps, as many as there are
+  // registers for. No product may be reading the old ones.
+  __device__ __forceinline__ void hold_queries(int w) {
+    const uint32_t thread = read_thread();
+    const uint32_t lane = thread % 32;  // points at a row of matrix lane / 8
+    const char* rows =
+        reinterpret_cast<const char*>(shared.q[w]) + (thread / 32 % 4 * 16 + lane % 16) * 128;
+#pragma unroll
+    for (int k = 0; k < kQuerySteps; ++k) {
+      const uint32_t chunk = k % 4 * 2 + lane / 16;
+      load_matrices(rows + k / 4 * (64 * 128) + (chunk ^ lane % 8) * 16, held_queries[k]);
+    }
   }
 
   __device__ __forceinline__ void finish_qk() {
@@ -140,10 +166,12 @@ class Products {
   float scores[Traits::kKeys / 2];
   uint32_t weights[Traits::kKeys / 4];
   float out[Traits::kHeadDim / 2];
+  uint32_t held_queries[std::max(1, Traits::kQuerySteps)][4];
 
  private:
   using MmaElement = typename Traits::MmaElement;
   static constexpr int kKeys = Traits::kKeys;
+  static constexpr int kQuerySteps = Traits::kQuerySteps;
 
   static __device__ __forceinline__ void load_matrices(const char* from, uint32_t (&to)[4]) {
     cute::SM75_U32x4_LDSM_N::copy(*reinterpret_cast<const cute::uint128_t*>(from), to[0], to[1],
@@ -173,6 +201,13 @@ class Products {
         reinterpret_cast<MmaElement*>(&weights[0]),
         cute::make_layout(cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1,
                                       cute::Int<kKeys / 16>>{}));
+  }
+
+  __device__ __forceinline__ auto held_queries_tensor() {
+    return cute::make_tensor(
+        reinterpret_cast<MmaElement*>(&held_queries[0]),
+        cute::make_layout(cute::Shape<cute::Shape<cute::_2, cute::_2, cute::_2>, cute::_1,
+                                      cute::Int<kQuerySteps>>{}));
   }
 
   typename Traits::Shared& shared;

@@ -56,6 +56,7 @@ struct ColumnSparseTraits {
   static constexpr int kQueries = 64 * kRowBlocks;
   static constexpr int kKeys = kConfig.keys;
   static constexpr int kStages = kConfig.stages;
+  static constexpr int kQuerySteps = kConfig.query_steps;
   static constexpr int kThreads = kConfig.threads();
   static constexpr int kPadded = padded_head_dim(kHeadDim);
 
@@ -64,6 +65,9 @@ struct ColumnSparseTraits {
   // before are under way together, and PV goes on behind the softmax.
   static constexpr bool kOverlapped = kRowBlocks == 1 || (kRowBlocks == 2 && kHeadDim <= 128);
   static constexpr bool kSharesRows = shares_rows(kHeadDim, kRowBlocks);
+  // K of a tile of keys comes before V of the tile before: the products of both start together, or
+  // the other warpgroup wants K at once.
+  static constexpr bool kWantsKFirst = kOverlapped || kSharesRows;
   // Whether a CTA's last tile may have no rows for a warpgroup; otherwise all have rows of all.
   static constexpr bool kMaySitOut = small_parts(kHeadDim, kRowBlocks) > 0 && !kSharesRows;
 
@@ -82,6 +86,9 @@ struct ColumnSparseTraits {
 
   using MmaQK = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<MmaElement, MmaElement, float,
+                                 cute::Shape<cute::_64, cute::Int<kKeys>, cute::_16>>()));
+  using MmaOfHeldQueries = decltype(cute::make_tiled_mma(  // in registers
+      cute::GMMA::rs_op_selector<MmaElement, MmaElement, float,
                                  cute::Shape<cute::_64, cute::Int<kKeys>, cute::_16>>()));
   template <int kColumns>
   using MmaOfWeights = decltype(cute::make_tiled_mma(

@@ -11,6 +11,7 @@ struct TileConfig {
   int stages;              // tiles of K, and of V, in shared memory
   int consumer_registers;  // per thread
   int producer_registers;
+  int query_steps;  // of QK, 16 columns each, whose queries consumers hold in registers
 
   constexpr int query_rows() const { return 64 * warpgroups; }
   constexpr int threads() const { return 128 * (warpgroups + 1); }
@@ -40,6 +41,15 @@ constexpr bool shares_rows(int head_dim, int row_blocks) {
   return head_dim == 256 && row_blocks == 3;
 }
 
+// Queries in registers are not read from shared memory again for every tile of keys. As many as fit
+// without spills, where that was measured to be faster.
+constexpr int query_steps(int head_dim, int row_blocks) {
+  if (head_dim == 64) return 4;
+  if (head_dim == 256) return row_blocks == 3 ? 4 : row_blocks == 2 ? 6 : 0;
+  if (row_blocks < 3) return 0;
+  return head_dim == 96 ? 2 : 1;
+}
+
 constexpr TileConfig column_sparse_config(int head_dim, int row_blocks) {
   const int warpgroups = shares_rows(head_dim, row_blocks) ? 2 : row_blocks;
   return {.warpgroups = warpgroups,
@@ -53,7 +63,8 @@ constexpr TileConfig column_sparse_config(int head_dim, int row_blocks) {
                                 : warpgroups == 1 ? 240
                                 : head_dim == 256 ? 224
                                                   : 216,
-          .producer_registers = warpgroups == 3 || (warpgroups == 2 && head_dim == 256) ? 56 : 72};
+          .producer_registers = warpgroups == 3 || (warpgroups == 2 && head_dim == 256) ? 56 : 72,
+          .query_steps = query_steps(head_dim, row_blocks)};
 }
 
 // A tile of 192 rows may be split in 128 and 64 (tile_schedule.h). Fewer rows share the tensor
