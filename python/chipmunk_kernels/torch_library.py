@@ -145,9 +145,9 @@ class TorchArrays:
         """Refuses what is no tensor, and tensors that want a gradient."""
         grad = torch.is_grad_enabled()
         for name, array in arrays.items():
+            if array is None:
+                continue
             if not isinstance(array, Tensor):
-                if array is None:
-                    continue
                 raise ValueError(f"{op}: {name}: expected a torch.Tensor, got {type_name(array)}")
             if grad and array.requires_grad:
                 raise _core.UnsupportedError(

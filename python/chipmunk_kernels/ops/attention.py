@@ -41,8 +41,9 @@ def dense_attention(
     """
     op = "dense_attention"
     library = library_of(op, "q", q)
-    library.check(op, {"q": q, "k": k, "v": v})
-    result, lse = _part(op, library, q, out)
+    result, lse = _given(op, out, 2)
+    library.check(op, {"q": q, "k": k, "v": v, "out": result, "lse": lse})
+    result, lse = _part(op, library, q, result, lse)
     library.run(op, q, k, v, softmax_scale, result, lse)
     return library.finish(result), library.finish(lse)
 
@@ -75,14 +76,25 @@ def dense_attention_column_sums(
     """
     op = "dense_attention_column_sums"
     library = library_of(op, "q", q)
-    library.check(op, {"q": q, "k": k, "v": v, "reference_lse": reference_lse})
     result, lse, sums = _given(op, out, 3)
-    result, lse = _part(op, library, q, (result, lse))
+    library.check(
+        op,
+        {
+            "q": q,
+            "k": k,
+            "v": v,
+            "reference_lse": reference_lse,
+            "out": result,
+            "lse": lse,
+            "column_sums": sums,
+        },
+    )
+    result, lse = _part(op, library, q, result, lse)
     if sums is None:
         groups = -(-size(q, 2) // query_group) if query_group > 0 else 0
         sums = library.empty((size(q, 0), size(q, 1), groups, size(k, 2)), "float32", q)
     else:
-        _check_outputs(op, library, {"column_sums": sums})
+        library.check_in_place(op, {"column_sums": sums})
     library.run(op, q, k, v, reference_lse, query_group, softmax_scale, result, lse, sums)
     return library.finish(result), library.finish(lse), library.finish(sums)
 
@@ -120,6 +132,7 @@ def column_sparse_attention(
     if rest is not None and rest_out is None:  # which would pass for no rest at all
         raise ValueError(f"{op}: rest.out: expected an array that DLPack can share, got NoneType")
     require_lists(op, columns)
+    result, lse = _given(op, out, 2)
     library.check(
         op,
         {
@@ -130,9 +143,11 @@ def column_sparse_attention(
             "columns.counts": columns.counts,
             "rest.out": rest_out,
             "rest.lse": rest_lse,
+            "out": result,
+            "lse": lse,
         },
     )
-    result, lse = _part(op, library, q, out)
+    result, lse = _part(op, library, q, result, lse)
     library.run(
         op,
         q,
@@ -197,6 +212,7 @@ def _combine(op: str, parts: Mapping[str, Any], out: Any) -> Any:
     first_out, first_lse = _pair(op, first_name, first)
     second_out, second_lse = _pair(op, second_name, second)
     library = library_of(op, f"{first_name}.out", first_out)
+    result, lse = _given(op, out, 2)
     library.check(
         op,
         {
@@ -204,9 +220,11 @@ def _combine(op: str, parts: Mapping[str, Any], out: Any) -> Any:
             f"{first_name}.lse": first_lse,
             f"{second_name}.out": second_out,
             f"{second_name}.lse": second_lse,
+            "out": result,
+            "lse": lse,
         },
     )
-    result, lse = _part(op, library, first_out, out)
+    result, lse = _part(op, library, first_out, result, lse)
     library.run(op, first_out, first_lse, second_out, second_lse, result, lse)
     return library.finish(result), library.finish(lse)
 
@@ -231,19 +249,12 @@ def _given(op: str, out: object, count: int) -> Sequence[Any]:
     return given
 
 
-def _part(op: str, library: ArrayLibrary, q: Any, given: object) -> tuple[Any, Any]:
-    """The outputs out and lse, allocated where not given."""
-    if given is None:
-        return library.empty_like(q), library.empty(q.shape[:-1], "float32", q)
-    out, lse = _given(op, given, 2)
-    _check_outputs(op, library, {"out": out, "lse": lse})
+def _part(op: str, library: ArrayLibrary, q: Any, out: Any, lse: Any) -> tuple[Any, Any]:
+    """The outputs out and lse, allocated where not given; those given have been checked."""
+    if out is not None or lse is not None:
+        library.check_in_place(op, {"out": out, "lse": lse})
     if out is None:
         out = library.empty_like(q)
     if lse is None:
         lse = library.empty(q.shape[:-1], "float32", q)
     return out, lse
-
-
-def _check_outputs(op: str, library: ArrayLibrary, outputs: Mapping[str, Any]) -> None:
-    library.check(op, outputs)
-    library.check_in_place(op, outputs)
