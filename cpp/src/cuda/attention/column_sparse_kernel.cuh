@@ -1,6 +1,6 @@
 // Column-sparse attention: who does what.
 //
-//   producer   K0    V0 K1    V1 K2   ..   V(last) K0' [rest]   V0' K1' ..
+//   producer   K0    V0 K1    V1 K2   ..   V(last) K0' [rest]   V0' K1' ..   (or K1 V0, K2 V1)
 //   consumers     QK0    PV0 QK1   PV1 QK2   ..   PV(last) QK0'   write
 //
 // A CTA per multiprocessor walks over tiles of query rows, in an order (tile_schedule.h) that has
