@@ -33,16 +33,16 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t word) {
   return {to_float(pair[0]), to_float(pair[1])};
 }
 
-// A warp's 16 rows of a tile, in a stage of K or V, as the gather puts rows there.
-template <class Traits>
-class StagedRows {
+// A warp's 16 rows in shared memory, in 128-byte-swizzled panels of 64 columns and kPanelRows rows.
+template <int kPanelRows>
+class SwizzledRows {
  public:
-  __device__ __forceinline__ explicit StagedRows(char* rows) : rows_(rows) {
+  __device__ __forceinline__ explicit SwizzledRows(char* rows) : rows_(rows) {
     const uint32_t lane = read_thread() % 32;  // points at a row of matrix lane / 8
     mine_ = static_cast<int>(lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4));
   }
   __device__ __forceinline__ char* panel(int number) const {
-    return rows_ + number * (Traits::kKeys * 128);
+    return rows_ + number * (kPanelRows * 128);
   }
   // Columns 16 * i and on in the layout of a wgmma accumulator: word m is of the lane's row m % 2,
   // in the accumulator's words 8 * i + 2 * m and 8 * i + 2 * m + 1.
@@ -58,11 +58,17 @@ class StagedRows {
   // memory.
   __device__ __forceinline__ cute::uint128_t* at(int i) const {
     return reinterpret_cast<cute::uint128_t*>(rows_ + (mine_ ^ i % 4 << 5) +
-                                              i / 4 * (Traits::kKeys * 128));
+                                              i / 4 * (kPanelRows * 128));
   }
 
   char* rows_;
   int mine_;
+};
+
+// Those of a tile's rest or result, in a stage of K or V, as the gather puts rows there.
+template <class Traits>
+struct StagedRows : SwizzledRows<Traits::kKeys> {
+  using SwizzledRows<Traits::kKeys>::SwizzledRows;
 };
 
 // out * own + rest * other, for two columns of a row. An empty rest's output does not count.

@@ -56,8 +56,10 @@ class Producer {
                       gather.chunk_bytes();
 
       // This thread's column of a tile, two tiles ahead, by its position in the list. Slots past
-      // the ragged tile's end repeat its last column: a row that may be read, with weight 0. Every
-      // other tile takes its list from the end: what it reads first, the CTAs have just read.
+      // the ragged tile's end repeat its last column: a row that may be read, with weight 0. (K's
+      // are cleared instead, by the sixteen: of V, that costs every tile of keys more than it
+      // brings.) Every other tile takes its list from the end: what it reads first, the CTAs have
+      // just read.
       int32_t position = min(gather.owned_row(), keys.first - 1);
       const auto read = [&] {
         return __ldg(work_of(n).list + (n % 2 == 0 ? position : work_of(n).count - 1 - position));
@@ -71,7 +73,7 @@ class Producer {
         return index;
       };
       int32_t after = fetch();
-      load_k(gather, k, now);
+      load_k(gather, k, now, keys.first);
       if (n == 0) ask_for_first_queries(/*of_first_warpgroup=*/false);
       if (n > 0) hand_over(n - 1);
       slot_.advance();
@@ -226,10 +228,12 @@ class Producer {
     }
     __syncwarp();
   }
-  __device__ __forceinline__ void load_k(const RowGather& gather, const char* k, int32_t index) {
+  // `rows` of the tile; the others are cleared.
+  __device__ __forceinline__ void load_k(const RowGather& gather, const char* k, int32_t index,
+                                         int32_t rows = kKeys) {
     shared.k_empty[slot_.stage].wait(slot_.parity);
     gather.load(k, p.k_row_bytes, index,
-                cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes);
+                cute::cast_smem_ptr_to_uint(shared.k) + slot_.stage * RowGather::kTileBytes, rows);
     arrive_behind_copies(shared.k_full[slot_.stage]);
   }
   __device__ __forceinline__ void load_v(const RowGather& gather, const char* v, int32_t index) {

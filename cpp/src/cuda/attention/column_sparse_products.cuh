@@ -56,15 +56,10 @@ class Products {
   // What a warp holds of its queries: the columns of the first steps, as many as there are
   // registers for. No product may be reading the old ones.
   __device__ __forceinline__ void hold_queries(int w) {
-    const uint32_t thread = read_thread();
-    const uint32_t lane = thread % 32;  // points at a row of matrix lane / 8
-    const char* rows =
-        reinterpret_cast<const char*>(shared.q[w]) + (thread / 32 % 4 * 16 + lane % 16) * 128;
+    const SwizzledRows<64> rows(reinterpret_cast<char*>(shared.q[w]) +
+                                read_thread() / 32 % 4 * (16 * 128));
 #pragma unroll
-    for (int k = 0; k < kQuerySteps; ++k) {
-      const uint32_t chunk = k % 4 * 2 + lane / 16;
-      load_matrices(rows + k / 4 * (64 * 128) + (chunk ^ lane % 8) * 16, held_queries[k]);
-    }
+    for (int k = 0; k < kQuerySteps; ++k) rows.read(k, held_queries[k]);
   }
 
   __device__ __forceinline__ void finish_qk() {

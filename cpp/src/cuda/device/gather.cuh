@@ -25,10 +25,12 @@ class Gather {
   __device__ int owned_row() const { return owned_row_; }
   __device__ int chunk_bytes() const { return chunk_ * 16; }
 
-  // The first kFirst rows of a tile. `base` is row 0 plus chunk_bytes(); `index` the row that
-  // belongs to owned_row(); `tile` the address of the tile in shared memory.
+  // The first kFirst rows of a tile, and zeros instead of those, by the sixteen, that are none of
+  // its first `rows`. `base` is row 0 plus chunk_bytes(); `index` the row that belongs to
+  // owned_row(); `tile` the address of the tile in shared memory.
   template <int kFirst = kRows>
-  __device__ void load(const char* base, int32_t row_bytes, int32_t index, uint32_t tile) const {
+  __device__ void load(const char* base, int32_t row_bytes, int32_t index, uint32_t tile,
+                       int32_t rows = kFirst) const {
     static_assert(kFirst % 16 == 0 && kFirst <= kRows);
     const uint32_t to = tile + offset_;
 #pragma unroll
@@ -39,19 +41,23 @@ class Gather {
       for (int panel = 0; panel < kPanels; ++panel) {
         if (panel * 64 + 64 > kRowElements && panel * 128 + chunk_ * 16 >= kRowElements * 2)
           continue;
-        copy(to + static_cast<uint32_t>(pass * 2048 + panel * kPanelBytes), from + panel * 128);
+        copy(to + static_cast<uint32_t>(pass * 2048 + panel * kPanelBytes), from + panel * 128,
+             pass * 16 < rows ? 16 : 0);
       }
     }
   }
 
  private:
-  static __device__ void copy(uint32_t to, const char* from) {
+  // Of 16 bytes the first `bytes`, and zeros.
+  static __device__ void copy(uint32_t to, const char* from, int bytes) {
     // The hint fetches what the next panel's copy asks for a moment later.
     if constexpr (kPanels > 1) {
-      asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from)
+      asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                   "r"(bytes)
                    : "memory");
     } else {
-      asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
+      asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                   "r"(bytes)
                    : "memory");
     }
   }
