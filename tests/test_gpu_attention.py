@@ -66,6 +66,22 @@ def test_many_tiles_a_multiprocessor(query_group: int, head_dim: int, dtype: tor
     assert_within_rule(case, case.run())
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("query_group", [64, 128, 192])
+def test_lists_of_every_length_up_to_two_tiles(query_group: int, head_dim: int) -> None:
+    """A ragged tile's spare slots count for nothing; a score of 0 would outweigh all keys."""
+    torch.manual_seed(0)
+    keys, lengths = 300, 258  # a tile holds at most 128 keys
+    case = plain_case(
+        (1, 1, lengths * query_group, head_dim), 0, keys=keys, query_group=query_group
+    )
+    case.q.abs_()
+    case.k.abs_().neg_()
+    case.mask = random_mask((1, 1, lengths, keys), torch.arange(lengths, device="cuda")[None, None])
+    case.columns = lists_of(case.mask, query_group)
+    assert_within_rule(case, case.run())
+
+
 @pytest.mark.parametrize("scale", [8.0, 64.0, 1e3])
 def test_scores_of_any_size(scale: float) -> None:
     """The maximum climbs from tile to tile, so that old sums must be scaled down."""

@@ -57,9 +57,9 @@ class Producer {
 
       // This thread's column of a tile, two tiles ahead, by its position in the list. Slots past
       // the ragged tile's end repeat its last column: a row that may be read, with weight 0. (K's
-      // are cleared instead, by the sixteen: of V, that costs every tile of keys more than it
-      // brings.) Every other tile takes its list from the end: what it reads first, the CTAs have
-      // just read.
+      // are cleared instead, by the sixteen; V's too would cost long lists more than it brings
+      // short ones.) Every other tile takes its list from the end: what it reads first, the CTAs
+      // have just read.
       int32_t position = min(gather.owned_row(), keys.first - 1);
       const auto read = [&] {
         return __ldg(work_of(n).list + (n % 2 == 0 ? position : work_of(n).count - 1 - position));
