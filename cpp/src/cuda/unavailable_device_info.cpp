@@ -1,4 +1,4 @@
-#include "cuda/device_info.h"
+#include "cuda/host/device_info.h"
 
 namespace chipmunk::cuda {
 
