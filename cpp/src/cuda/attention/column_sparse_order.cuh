@@ -21,8 +21,8 @@ struct TilePlace {
     head = batch_head % heads;
   }
   __device__ const int32_t* count_of(const ColumnListsParams& c) const {
-    return c.counts + batch * c.counts_batch_stride + head * c.counts_head_stride +
-           group * c.counts_group_stride;
+    return c.counts.data + batch * c.counts.strides[0] + head * c.counts.strides[1] +
+           group * c.counts.strides[2];
   }
   __device__ int32_t count(const ColumnListsParams& c) const {
     return min(__ldg(count_of(c)), static_cast<int32_t>(c.capacity));
@@ -53,8 +53,8 @@ __device__ __forceinline__ bool lists_are_alike(const ColumnSparseKernelParams& 
   const auto heads = static_cast<int32_t>(p.op.attention.query_heads);
   const int32_t groups = (p.tiles_per_head + p.tiles_per_group - 1) / p.tiles_per_group;
   const int32_t lists = p.tiles / p.tiles_per_head * groups;
-  const bool contiguous = c.counts_group_stride == 1 && c.counts_head_stride == groups &&
-                          c.counts_batch_stride == static_cast<int64_t>(heads) * groups;
+  const bool contiguous = c.counts.strides[2] == 1 && c.counts.strides[1] == groups &&
+                          c.counts.strides[0] == static_cast<int64_t>(heads) * groups;
   int64_t cost = 0;
   int32_t most = 0;
 #pragma unroll 1
@@ -66,10 +66,10 @@ __device__ __forceinline__ bool lists_are_alike(const ColumnSparseKernelParams& 
       int64_t at = list;
       if (!contiguous) {
         const int32_t batch_head = list / groups;
-        at = batch_head / heads * c.counts_batch_stride +
-             batch_head % heads * c.counts_head_stride + list % groups * c.counts_group_stride;
+        at = batch_head / heads * c.counts.strides[0] + batch_head % heads * c.counts.strides[1] +
+             list % groups * c.counts.strides[2];
       }
-      counts[i] = list < lists ? __ldg(c.counts + at) : -kFixedTileCost;
+      counts[i] = list < lists ? __ldg(c.counts.data + at) : -kFixedTileCost;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

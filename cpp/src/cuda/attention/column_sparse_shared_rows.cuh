@@ -50,7 +50,7 @@ __device__ __forceinline__ void load_rest_lse(const ColumnSparseKernelParams& p,
   const float* lses = p.op.rest_lse.data + p.op.rest_lse.offset(at.batch, at.head, at.row);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    if (at.row + 8 * r < p.op.attention.queries) lse[r] = lses[8 * r * p.op.rest_lse.row_stride];
+    if (at.row + 8 * r < p.op.attention.queries) lse[r] = lses[8 * r * p.op.rest_lse.strides[2]];
   }
 }
 
@@ -64,7 +64,7 @@ class RestWords {
       : words_(reinterpret_cast<const uint32_t*>(
             static_cast<const typename Traits::Element*>(p.op.rest_out.data) +
             p.op.rest_out.offset(at.batch, at.head, at.row) + column + read_thread() % 4 * 2)),
-        next_row_(4 * p.op.rest_out.row_stride) {}
+        next_row_(4 * p.op.rest_out.strides[2]) {}
   __device__ __forceinline__ uint32_t read(int i, int m) const {
     return words_[i * 8 + m / 2 * 4 + (m % 2 == 0 ? 0 : next_row_)];
   }
