@@ -30,7 +30,7 @@ void for_each_row(int64_t rows, int64_t n, int threads, const Body& body) {
 }
 
 template <class T>
-T* row_of(const RowsParams& rows, int64_t row) {
+T* row_of(const Rows& rows, int64_t row) {
   return static_cast<T*>(rows.data) + rows.offset(row);
 }
 

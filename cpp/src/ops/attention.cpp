@@ -13,11 +13,6 @@ namespace {
 
 constexpr int64_t kMaxHeadDim = 256;
 
-template <class T>
-HeadRows<T> head_rows(const TensorView& t) {
-  return {static_cast<T*>(t.data), t.strides[0], t.strides[1], t.strides[2]};
-}
-
 void check_floating(const ArgChecker& check, std::string_view argument, const TensorView& t) {
   check.dtype(argument, t, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
 }
@@ -120,11 +115,11 @@ AttentionParams check_attention(const ArgChecker& check, const TensorView& q, co
   check_cuda_attention(check, q);
   return {
       .dtype = q.dtype,
-      .q = head_rows<const void>(q),
-      .k = head_rows<const void>(k),
-      .v = head_rows<const void>(v),
-      .out = head_rows<void>(result.out),
-      .lse = head_rows<float>(result.lse),
+      .q = view_of<const void, 3>(q),
+      .k = view_of<const void, 3>(k),
+      .v = view_of<const void, 3>(v),
+      .out = view_of<void, 3>(result.out),
+      .lse = view_of<float, 3>(result.lse),
       .batch = batch,
       .query_heads = query_heads,
       .kv_heads = kv_heads,
@@ -155,7 +150,7 @@ AttentionColumnSumsParams check_column_sums(const ArgChecker& check, const Atten
   check.last_dim_contiguous("column_sums", column_sums);
   check.writable("column_sums", column_sums);
   params.column_sums_dtype = column_sums.dtype;
-  params.column_sums = head_rows<void>(column_sums);
+  params.column_sums = view_of<void, 3>(column_sums);
   check.no_overlap("column_sums", column_sums, "q", q);
   check.no_overlap("column_sums", column_sums, "k", k);
   check.no_overlap("column_sums", column_sums, "v", v);
@@ -169,7 +164,7 @@ AttentionColumnSumsParams check_column_sums(const ArgChecker& check, const Atten
     check.readable("reference_lse", *reference_lse);
     check_apart(check, result, "reference_lse", *reference_lse);
     check.no_overlap("column_sums", column_sums, "reference_lse", *reference_lse);
-    params.reference_lse = head_rows<const float>(*reference_lse);
+    params.reference_lse = view_of<const float, 3>(*reference_lse);
   }
   return params;
 }
@@ -204,8 +199,8 @@ ColumnSparseAttentionParams check_column_sparse(const ArgChecker& check, const A
     }
     check.no_overlap("out", result.out, kRest.lse, rest->lse);
     check.no_overlap("lse", result.lse, kRest.out, rest->out);
-    params.rest_out = head_rows<const void>(rest->out);
-    params.rest_lse = head_rows<const float>(rest->lse);
+    params.rest_out = view_of<const void, 3>(rest->out);
+    params.rest_lse = view_of<const float, 3>(rest->lse);
   }
   return params;
 }
@@ -225,12 +220,12 @@ CombineAttentionParams check_combine(const ArgChecker& check, const PartNames& a
   check_apart(check, result, b_names.lse, b.lse);
   return {
       .dtype = a.out.dtype,
-      .a_out = head_rows<const void>(a.out),
-      .b_out = head_rows<const void>(b.out),
-      .a_lse = head_rows<const float>(a.lse),
-      .b_lse = head_rows<const float>(b.lse),
-      .out = head_rows<void>(result.out),
-      .lse = head_rows<float>(result.lse),
+      .a_out = view_of<const void, 3>(a.out),
+      .b_out = view_of<const void, 3>(b.out),
+      .a_lse = view_of<const float, 3>(a.lse),
+      .b_lse = view_of<const float, 3>(b.lse),
+      .out = view_of<void, 3>(result.out),
+      .lse = view_of<float, 3>(result.lse),
       .batch = shape.batch,
       .heads = shape.heads,
       .queries = shape.queries,

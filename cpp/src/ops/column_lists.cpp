@@ -22,6 +22,12 @@ bool leads_with(const TensorView& t, std::initializer_list<NamedDim> lead, int64
   return t.shape[i] == groups;
 }
 
+// Batch, head and group of lists whose leading dimensions are [batch, heads], or [batch].
+View<int32_t, 3> lists_view(const TensorView& t, int32_t lead_rank) {
+  return {.data = static_cast<int32_t*>(t.data),
+          .strides = {t.strides[0], lead_rank == 2 ? t.strides[1] : 0, t.strides[lead_rank]}};
+}
+
 }  // namespace
 
 void check_query_group(const ArgChecker& check, std::string_view argument, int32_t query_group,
@@ -56,16 +62,10 @@ ColumnListsParams check_column_lists(const ArgChecker& check, const ColumnLists&
   check.last_dim_contiguous("columns.indices", indices);
   check.readable("columns.indices", indices);
   check.readable("columns.counts", counts);
-  const bool has_heads = lead_rank == 2;
   return {
-      .indices = static_cast<int32_t*>(indices.data),
-      .indices_batch_stride = indices.strides[0],
-      .indices_head_stride = has_heads ? indices.strides[1] : 0,
-      .indices_group_stride = indices.strides[lead_rank],
-      .counts = static_cast<int32_t*>(counts.data),
-      .counts_batch_stride = counts.strides[0],
-      .counts_head_stride = has_heads ? counts.strides[1] : 0,
-      .counts_group_stride = counts.strides[lead_rank],
+      .indices = lists_view(indices, lead_rank),
+      .counts = lists_view(counts, lead_rank),
+      .order = nullptr,
       .groups = groups,
       .capacity = indices.shape[lead_rank + 1],
       .query_group = query_group,

@@ -11,17 +11,6 @@
 namespace chipmunk {
 namespace {
 
-// `t` [*lead, last] as rows; where `has_last` is false, every dimension leads.
-RowsParams rows_of(const TensorView& t, bool has_last = true) {
-  RowsParams rows{};
-  rows.data = t.data;
-  rows.rank = has_last ? t.rank - 1 : t.rank;
-  std::copy_n(t.shape.begin(), rows.rank, rows.shape);
-  std::copy_n(t.strides.begin(), rows.rank, rows.strides);
-  rows.last_stride = has_last ? t.strides[t.rank - 1] : 1;
-  return rows;
-}
-
 // `t` broadcast to the shape of `to`: trailing dimensions align, those of size 1 repeat.
 TensorView broadcast_to(const ArgChecker& check, const char* argument, const TensorView& t,
                         const char* other, const TensorView& to) {
@@ -233,8 +222,8 @@ void validate_columns(const ColumnLists& columns, int64_t n, const Context&) {
                           " cannot be looked into; copy them to the CPU and validate there");
   }
   const int64_t capacity = indices.shape[indices.rank - 1];
-  const RowsParams lists = rows_of(indices);
-  const RowsParams list_counts = rows_of(counts, false);
+  const Rows lists = rows_of(indices);
+  const Rows list_counts = rows_of(counts, false);
   for (int64_t row = 0; row < list_counts.rows(); ++row) {
     const int32_t count = static_cast<const int32_t*>(list_counts.data)[list_counts.offset(row)];
     if (count < 0 || count > capacity) {

@@ -94,8 +94,8 @@ namespace combine {
 // Whether every row starts on a 16-byte boundary.
 template <class Rows>
 bool rows_aligned(const Rows& rows, int64_t elements) {
-  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.batch_stride % elements == 0 &&
-         rows.head_stride % elements == 0 && rows.row_stride % elements == 0;
+  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.strides[0] % elements == 0 &&
+         rows.strides[1] % elements == 0 && rows.strides[2] % elements == 0;
 }
 
 template <class Rule, class T>

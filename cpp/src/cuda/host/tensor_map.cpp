@@ -30,7 +30,7 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
 }  // namespace
 
 CUtensorMap head_rows_map(const char* op, const char* argument, DType dtype,
-                          const HeadRows<const void>& rows, const HeadRowsShape& shape,
+                          const View<const void, 3>& rows, const HeadRowsShape& shape,
                           uint32_t box_rows) {
   const cuuint64_t sizes[4] = {
       static_cast<cuuint64_t>(shape.dim), static_cast<cuuint64_t>(shape.rows),
@@ -39,9 +39,9 @@ CUtensorMap head_rows_map(const char* op, const char* argument, DType dtype,
   const auto bytes = [](int64_t size, int64_t stride) {
     return static_cast<cuuint64_t>(size == 1 ? 16 : 2 * stride);
   };
-  const cuuint64_t strides[3] = {bytes(shape.rows, rows.row_stride),
-                                 bytes(shape.heads, rows.head_stride),
-                                 bytes(shape.batch, rows.batch_stride)};
+  const cuuint64_t strides[3] = {bytes(shape.rows, rows.strides[2]),
+                                 bytes(shape.heads, rows.strides[1]),
+                                 bytes(shape.batch, rows.strides[0])};
   const cuuint32_t box[4] = {64, box_rows, 1, 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   CUtensorMap map;

@@ -16,7 +16,7 @@ struct HeadRowsShape {
 // Boxes of `box_rows` x 64 two-byte elements in the 128-byte swizzle; what lies outside reads as 0.
 // Throws Unsupported, naming `op` and `argument`, where the engine cannot take the strides.
 CUtensorMap head_rows_map(const char* op, const char* argument, DType dtype,
-                          const HeadRows<const void>& rows, const HeadRowsShape& shape,
+                          const View<const void, 3>& rows, const HeadRowsShape& shape,
                           uint32_t box_rows);
 
 }  // namespace chipmunk::cuda

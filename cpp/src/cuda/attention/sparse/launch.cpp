@@ -33,8 +33,8 @@ template <class Rows>
 void require_aligned(const char* argument, const Rows& rows, const RowsShape& shape) {
   if (shape.batch * shape.heads * shape.rows == 0) return;
   const auto whole = [](int64_t size, int64_t stride) { return size == 1 || stride % 8 == 0; };
-  if (reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && whole(shape.batch, rows.batch_stride) &&
-      whole(shape.heads, rows.head_stride) && whole(shape.rows, rows.row_stride)) {
+  if (reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && whole(shape.batch, rows.strides[0]) &&
+      whole(shape.heads, rows.strides[1]) && whole(shape.rows, rows.strides[2])) {
     return;
   }
   refuse(argument,
@@ -116,7 +116,7 @@ void column_sparse_attention(const ColumnSparseAttentionParams& op, const Launch
       .q = head_rows_map(kOp, "q", a.dtype, a.q, {a.batch, a.query_heads, a.queries, a.head_dim},
                          64),
       .out = head_rows_map(kOp, "out", a.dtype,
-                           {a.out.data, a.out.batch_stride, a.out.head_stride, a.out.row_stride},
+                           {a.out.data, a.out.strides[0], a.out.strides[1], a.out.strides[2]},
                            {a.batch, a.query_heads, a.queries, a.head_dim}, 16),
       .op = op,
       .tiles = as_int32("q", a.batch * a.query_heads * tiles_per_head),
@@ -124,9 +124,9 @@ void column_sparse_attention(const ColumnSparseAttentionParams& op, const Launch
       .tiles_per_group = op.columns.query_group / rows,
       .rounds = {},
       .query_heads_per_kv_head = as_int32("k", a.query_heads / std::max<int64_t>(1, a.kv_heads)),
-      .k_row_bytes = as_int32("k", 2 * a.k.row_stride),
-      .v_row_bytes = as_int32("v", 2 * a.v.row_stride),
-      .rest_row_bytes = as_int32("rest.out", 2 * op.rest_out.row_stride),
+      .k_row_bytes = as_int32("k", 2 * a.k.strides[2]),
+      .v_row_bytes = as_int32("v", 2 * a.v.strides[2]),
+      .rest_row_bytes = as_int32("rest.out", 2 * op.rest_out.strides[2]),
       .scale_log2 = scale_log2(a.softmax_scale),
       .has_rest = op.rest_out.data != nullptr};
   if (a.dtype == DType::kFloat16) return launch_for<__half>(row_blocks, params, site);
