@@ -7,8 +7,8 @@
 #include <string>
 
 #include "cuda/attention.h"
-#include "cuda/attention/sparse/params.h"
 #include "cuda/attention/sparse/config.h"
+#include "cuda/attention/sparse/params.h"
 #include "cuda/host/device_info.h"
 #include "cuda/host/error.h"
 #include "cuda/host/launch.h"
@@ -82,7 +82,9 @@ float scale_log2(float softmax_scale) {
 
 template <class Element, int kHeadDim>
 void launch_for(int row_blocks, const ColumnSparseKernelParams& params, const LaunchSite& site) {
-  if (row_blocks == 3) return launch_column_sparse<Element, kHeadDim, 3>(params, site);
+  if constexpr (kHeadDim < 256) {
+    if (row_blocks == 3) return launch_column_sparse<Element, kHeadDim, 3>(params, site);
+  }
   if (row_blocks == 2) return launch_column_sparse<Element, kHeadDim, 2>(params, site);
   return launch_column_sparse<Element, kHeadDim, 1>(params, site);
 }
