@@ -1,7 +1,7 @@
 // Stands in for what src/cuda defines, in builds without CUDA.
 #include "cuda/attention.h"
 #include "cuda/columns.h"
-#include "cuda/device_info.h"
+#include "cuda/host/device_info.h"
 #include "cuda/mlp.h"
 #include "cuda/no_kernel.h"
 

@@ -11,9 +11,9 @@
 #include "cuda/columns/mass.cuh"
 #include "cuda/columns/radix_select.cuh"
 #include "cuda/columns/score_keys.cuh"
-#include "cuda/device/ordered_rows.cuh"
-#include "cuda/device_info.h"
-#include "cuda/launch.h"
+#include "cuda/columns/ordered_rows.cuh"
+#include "cuda/host/device_info.h"
+#include "cuda/host/launch.h"
 
 namespace chipmunk::cuda {
 namespace select {

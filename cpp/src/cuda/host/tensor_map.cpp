@@ -1,11 +1,11 @@
-#include "cuda/tensor_map.h"
+#include "cuda/host/tensor_map.h"
 
 #include <cudaTypedefs.h>
 #include <cuda_runtime_api.h>
 
 #include <string>
 
-#include "cuda/error.h"
+#include "cuda/host/error.h"
 
 namespace chipmunk::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/attention/column_sparse_launch.cuh"
+#include "cuda/attention/sparse/launch.cuh"
 
 namespace chipmunk::cuda {
 

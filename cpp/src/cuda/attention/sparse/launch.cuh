@@ -1,9 +1,9 @@
 // Launches one instantiation of column-sparse attention.
 #pragma once
 
-#include "cuda/attention/column_sparse_kernel.cuh"
-#include "cuda/device_info.h"
-#include "cuda/launch.h"
+#include "cuda/attention/sparse/kernel.cuh"
+#include "cuda/host/device_info.h"
+#include "cuda/host/launch.h"
 
 namespace chipmunk::cuda {
 

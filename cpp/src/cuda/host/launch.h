@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "cuda/error.h"
+#include "cuda/host/error.h"
 #include "cuda/launch_site.h"
 
 namespace chipmunk::cuda {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cuda/attention/tile_schedule.h"
+#include "cuda/attention/sparse/schedule.h"
 #include "cuda/launch_site.h"
 #include "params/attention.h"
 
@@ -24,7 +24,7 @@ struct ColumnSparseKernelParams {
   bool has_rest;
 };
 
-// One instantiation a file under inst/. Element is __nv_bfloat16 or __half.
+// One instantiation a file. Element is __nv_bfloat16 or __half.
 template <class Element, int kHeadDim, int kRowBlocks>
 void launch_column_sparse(const ColumnSparseKernelParams& params, const LaunchSite& site);
 

@@ -7,11 +7,11 @@
 #include <limits>
 
 #include "cuda/attention.h"
-#include "cuda/attention/column_sparse_params.h"
-#include "cuda/attention/tile_config.h"
-#include "cuda/device_info.h"
-#include "cuda/launch.h"
-#include "cuda/tensor_map.h"
+#include "cuda/attention/sparse/params.h"
+#include "cuda/attention/sparse/config.h"
+#include "cuda/host/device_info.h"
+#include "cuda/host/launch.h"
+#include "cuda/host/tensor_map.h"
 
 namespace chipmunk::cuda {
 namespace {

@@ -8,8 +8,8 @@
 
 #include "cuda/attention.h"
 #include "cuda/device/packed.cuh"
-#include "cuda/device_info.h"
-#include "cuda/launch.h"
+#include "cuda/host/device_info.h"
+#include "cuda/host/launch.h"
 
 namespace chipmunk::cuda {
 namespace combine {

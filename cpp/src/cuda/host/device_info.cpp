@@ -1,4 +1,4 @@
-#include "cuda/device_info.h"
+#include "cuda/host/device_info.h"
 
 #include <cuda_runtime_api.h>
 
@@ -6,7 +6,7 @@
 #include <atomic>
 #include <string>
 
-#include "cuda/error.h"
+#include "cuda/host/error.h"
 
 namespace chipmunk::cuda {
 namespace {
