@@ -1,85 +1,14 @@
-// Every message of the attention ops.
+// What the attention ops say of wrong shapes, dtypes, devices and numbers.
 #include <string>
 
-#include "attention_reference.h"
-#include "testing.h"
+#include "attention_arguments.h"
 
 namespace {
 
-using chipmunk::AttentionPart;
-using chipmunk::Context;
-using chipmunk::InvalidArgument;
-using chipmunk::TensorView;
-using chipmunk::Unsupported;
+using testing::Arguments;
 using testing::DType;
-using testing::Lists;
-using testing::message_of;
-using testing::Part;
-using testing::Tensor;
-
-// The arguments of every op, right as they are: a case changes one and calls.
-struct Arguments {
-  Tensor memory_q{DType::kFloat32, {2, 4, 100, 16}};
-  Tensor memory_k{DType::kFloat32, {2, 2, 30, 16}};
-  Tensor memory_v{DType::kFloat32, {2, 2, 30, 16}};
-  Tensor memory_lse{DType::kFloat32, {2, 4, 100}};
-  Tensor memory_sums{DType::kFloat32, {2, 4, 2, 30}};
-  Part memory_result{DType::kFloat32, 2, 4, 100, 16};
-  Part memory_a{DType::kFloat32, 2, 4, 100, 16};
-  Part memory_b{DType::kFloat32, 2, 4, 100, 16};
-  Lists memory_lists{2, 4, 100, 64, 30};
-
-  TensorView q = memory_q, k = memory_k, v = memory_v;
-  TensorView reference_lse = memory_lse, column_sums = memory_sums;
-  AttentionPart result = memory_result.part(), a = memory_a.part(), b = memory_b.part();
-  chipmunk::ColumnLists columns = memory_lists.lists();
-  int32_t query_group = 64;
-  float scale = 0.25f;
-  Context context;
-
-  void dense() const { chipmunk::dense_attention(q, k, v, scale, result, context); }
-  void sums() const {
-    chipmunk::dense_attention_column_sums(q, k, v, &reference_lse, query_group, scale, result,
-                                          column_sums, context);
-  }
-  void sparse() const {
-    chipmunk::column_sparse_attention(q, k, v, columns, &a, scale, result, context);
-  }
-  void merge() const { chipmunk::merge_attention(a, b, result, context); }
-  void rest_of() const { chipmunk::rest_of_attention(a, b, result, context); }
-};
-
-class Messages {
- public:
-  explicit Messages(testing::Tests& tests) : tests_(tests) {}
-
-  // What the op says after `change` has been made to right arguments.
-  template <class Error = InvalidArgument, class Change>
-  void expect(void (Arguments::*op)() const, const Change& change, const std::string& message) {
-    Arguments arguments;
-    change(arguments);
-    const std::string got = message_of<Error>([&] { (arguments.*op)(); });
-    tests_.check(got == message,
-                 "expected \"" + message + "\"\n          got      \"" + got + "\"");
-  }
-
- private:
-  testing::Tests& tests_;
-};
-
-void to_gpu(TensorView& t, int32_t index = 0) { t.device = {chipmunk::DeviceType::kCuda, index}; }
-
-// Everything on the GPU, in a dtype: nothing is read there before the checks are done.
-void all_to_gpu(Arguments& x, DType dtype) {
-  for (TensorView* t : {&x.q, &x.k, &x.v, &x.result.out, &x.a.out, &x.b.out}) {
-    to_gpu(*t);
-    t->dtype = dtype;
-  }
-  for (TensorView* t : {&x.result.lse, &x.a.lse, &x.b.lse, &x.reference_lse, &x.column_sums,
-                        &x.columns.indices, &x.columns.counts}) {
-    to_gpu(*t);
-  }
-}
+using testing::Messages;
+using testing::to_gpu;
 
 void shapes(testing::Tests& tests) {
   tests.add("right arguments pass", [&] {
@@ -241,134 +170,6 @@ void types(testing::Tests& tests) {
         &Arguments::sparse, [](Arguments& x) { x.columns.query_group = -64; },
         "column_sparse_attention: columns.query_group: expected a positive number, got -64");
   });
-  tests.add("what only the CPU does", [&] {
-    Messages m(tests);
-    for (const auto& [op, name] : {std::pair{&Arguments::dense, "dense_attention"},
-                                   std::pair{&Arguments::sums, "dense_attention_column_sums"},
-                                   std::pair{&Arguments::sparse, "column_sparse_attention"}}) {
-      m.expect<Unsupported>(
-          op, [](Arguments& x) { all_to_gpu(x, DType::kFloat32); },
-          std::string(name) +
-              ": q: float32 on cuda:0; CUDA kernels take "
-              "bfloat16 and float16");
-      m.expect<Unsupported>(
-          op, [](Arguments& x) { all_to_gpu(x, DType::kBFloat16); },
-          std::string(name) +
-              ": q: head_dim 16 on cuda:0; CUDA kernels take 64, "
-              "96, 128 and 256");
-    }
-  });
-}
-
-void memory(testing::Tests& tests) {
-  tests.add("strides, null data, read-only outputs", [&] {
-    Messages m(tests);
-    for (const auto& [name, member] : {std::pair{"q", &Arguments::q}, std::pair{"k", &Arguments::k},
-                                       std::pair{"v", &Arguments::v}}) {
-      const std::string prefix = std::string("dense_attention: ") + name;
-      m.expect(
-          &Arguments::dense, [member](Arguments& x) { (x.*member).strides[3] = 2; },
-          prefix + ": expected a contiguous last dimension (stride 1), got stride 2");
-      m.expect(
-          &Arguments::dense, [member](Arguments& x) { (x.*member).data = nullptr; },
-          prefix + ": expected data, got a null pointer");
-    }
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.result.out.strides[3] = 0; },
-        "dense_attention: out: expected a contiguous last dimension (stride 1), got stride 0");
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.result.out.data = nullptr; },
-        "dense_attention: out: expected data, got a null pointer");
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.result.out.read_only = true; },
-        "dense_attention: out: expected a writable array, got a read-only one");
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.result.lse.read_only = true; },
-        "dense_attention: lse: expected a writable array, got a read-only one");
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.result.lse.strides[1] = 0; },
-        "dense_attention: lse: expected distinct elements at distinct addresses, "
-        "got a view that overlaps itself");
-    m.expect(
-        &Arguments::sums, [](Arguments& x) { x.column_sums.strides[3] = 2; },
-        "dense_attention_column_sums: column_sums: expected a contiguous last dimension "
-        "(stride 1), got stride 2");
-    m.expect(
-        &Arguments::sums, [](Arguments& x) { x.column_sums.read_only = true; },
-        "dense_attention_column_sums: column_sums: expected a writable array, got a read-only "
-        "one");
-    m.expect(
-        &Arguments::sparse, [](Arguments& x) { x.columns.indices.data = nullptr; },
-        "column_sparse_attention: columns.indices: expected data, got a null pointer");
-    m.expect(
-        &Arguments::sparse, [](Arguments& x) { x.a.lse.data = nullptr; },
-        "column_sparse_attention: rest.lse: expected data, got a null pointer");
-    m.expect(
-        &Arguments::merge, [](Arguments& x) { x.b.out.strides[3] = 3; },
-        "merge_attention: b.out: expected a contiguous last dimension (stride 1), got stride 3");
-    m.expect(
-        &Arguments::merge, [](Arguments& x) { x.result.out.read_only = true; },
-        "merge_attention: out: expected a writable array, got a read-only one");
-  });
-  tests.add("outputs that overlap something", [&] {
-    Messages m(tests);
-    const auto apart = [](const std::string& op, const std::string& output,
-                          const std::string& other) {
-      return op + ": " + output + ": expected memory apart from " + other +
-             ", got memory that overlaps it";
-    };
-    const std::string dense = "dense_attention", sums = "dense_attention_column_sums";
-    const std::string sparse = "column_sparse_attention", merge = "merge_attention";
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.result.out.data = x.q.data; },
-        apart(dense, "out", "q"));
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.result.lse.data = x.k.data; },
-        apart(dense, "lse", "k"));
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.v.data = x.result.out.data; },
-        apart(dense, "out", "v"));
-    m.expect(
-        &Arguments::dense, [](Arguments& x) { x.result.lse.data = x.result.out.data; },
-        apart(dense, "out", "lse"));
-    m.expect(
-        &Arguments::sums, [](Arguments& x) { x.column_sums.data = x.result.out.data; },
-        apart(sums, "column_sums", "out"));
-    m.expect(
-        &Arguments::sums, [](Arguments& x) { x.column_sums.data = x.v.data; },
-        apart(sums, "column_sums", "v"));
-    m.expect(
-        &Arguments::sums, [](Arguments& x) { x.reference_lse = x.result.lse; },
-        apart(sums, "lse", "reference_lse"));
-    m.expect(
-        &Arguments::sums, [](Arguments& x) { x.reference_lse.data = x.column_sums.data; },
-        apart(sums, "column_sums", "reference_lse"));
-    m.expect(
-        &Arguments::sparse, [](Arguments& x) { x.result.lse.data = x.columns.counts.data; },
-        apart(sparse, "lse", "columns.counts"));
-    m.expect(
-        &Arguments::sparse, [](Arguments& x) { x.columns.indices.data = x.result.out.data; },
-        apart(sparse, "out", "columns.indices"));
-    // The rest may be the result itself, but not one row further down.
-    m.expect(&Arguments::sparse, [](Arguments& x) { x.a = x.result; }, "");
-    m.expect(
-        &Arguments::sparse,
-        [](Arguments& x) {
-          x.a.out = x.memory_result.out.slice(2, 1, 100);
-          x.result.out = x.memory_result.out.slice(2, 0, 99);
-          x.q = x.memory_q.slice(2, 0, 99);
-          x.result.lse = x.memory_result.lse.slice(2, 0, 99);
-          x.a.lse = x.memory_a.lse.slice(2, 0, 99);
-        },
-        apart(sparse, "out", "rest.out"));
-    m.expect(
-        &Arguments::sparse, [](Arguments& x) { x.a.lse.data = x.result.out.data; },
-        apart(sparse, "out", "rest.lse"));
-    m.expect(&Arguments::merge, [](Arguments& x) { x.a = x.result; }, apart(merge, "out", "a.out"));
-    m.expect(
-        &Arguments::rest_of, [](Arguments& x) { x.b.lse = x.result.lse; },
-        apart("rest_of_attention", "lse", "selected.lse"));
-  });
 }
 
 }  // namespace
@@ -377,6 +178,5 @@ int main() {
   testing::Tests tests;
   shapes(tests);
   types(tests);
-  memory(tests);
   return tests.run();
 }

@@ -135,12 +135,23 @@ void add_message_tests(testing::Tests& tests) {
            "column_sparse_fc1: activation_cache: expected memory apart from columns.counts, got "
            "memory that overlaps it");
     expect(message_of<Unsupported>([&] {
-             TensorView x = m.x;
-             x.device = {chipmunk::DeviceType::kCuda, 0};
-             chipmunk::column_sparse_fc1(x, m.w1, nullptr, m.lists(), m.activation, m.cache,
-                                         m.delta, Context{});
+             Arguments a{m.x, m.w1, m.b1, m.lists(), m.activation, m.cache, m.delta};
+             for (TensorView* t :
+                  {&a.x, &a.w1, &a.cache, &a.delta, &a.columns.indices, &a.columns.counts}) {
+               t->device = {chipmunk::DeviceType::kCuda, 0};
+             }
+             chipmunk::column_sparse_fc1(a.x, a.w1, nullptr, a.columns, a.activation, a.cache,
+                                         a.delta, Context{});
            }),
-           "column_sparse_fc1: x: float32 runs on the CPU only; use bfloat16 or float16 on a GPU");
+           "column_sparse_fc1: x: float32 on cuda:0; the CUDA kernels take bfloat16 and float16");
+    expect(message([&](A& a) { a.columns.order = i32({2, 3}); }),
+           "column_sparse_fc1: columns.order: expected shape [2, lists=4], got [2, 3]");
+    expect(message([&](A& a) {
+             a.columns.order = i32({2, 4});
+             a.columns.order->data = a.cache.data;
+           }),
+           "column_sparse_fc1: activation_cache: expected memory apart from columns.order, got "
+           "memory that overlaps it");
     expect(m.cache.same_bits(old_cache) ? "same" : "changed", "same");
   });
 
@@ -184,7 +195,7 @@ void add_message_tests(testing::Tests& tests) {
            "column_sparse_fc2: w2t: expected shape [hidden, out_channels=6], got [6]");
     expect(message([&](A& a) { a.columns.query_group = 64; }),
            "column_sparse_fc2: columns.query_group: expected 128, got 64");
-    expect(message([&](A& a) { a.out.data = a.delta.data; }),
+    expect(message([&](A& a) { a.delta.data = a.out.data; }),
            "column_sparse_fc2: out: expected memory apart from packed_delta, got memory that "
            "overlaps it");
     expect(message([&](A& a) { a.w2t.data = a.out.data; }),
@@ -253,7 +264,7 @@ void add_whole_message_tests(testing::Tests& tests) {
            "cache.output: expected memory apart from packed_delta" + overlap);
     expect([&](A& a) { a.columns.indices.data = a.cache.output.data; },
            "cache.output: expected memory apart from columns.indices" + overlap);
-    expect([&](A& a) { a.x.data = a.cache.output.data; },
+    expect([&](A& a) { a.cache.output.data = a.x.data; },
            "cache.output: expected memory apart from x" + overlap);
     tests.check(m.cache.same_bits(old_cache) && m.out.same_bits(old_out), "nothing was written");
   });

@@ -7,7 +7,7 @@
 
 namespace chipmunk::cuda {
 
-[[noreturn]] inline void unavailable(const char* op) {
+[[noreturn]] inline void no_kernel(const char* op) {
   throw Unsupported(std::string(op) +
                     ": this build has no CUDA kernel for it; move the arguments to the CPU");
 }
