@@ -19,8 +19,6 @@ constexpr int32_t order_link(int32_t list, ListPart part) {
 constexpr int32_t list_of(int32_t link) { return link / 4; }
 constexpr ListPart part_of(int32_t link) { return static_cast<ListPart>(link % 4); }
 // The row of an order that holds what comes behind a part.
-constexpr int32_t order_row_behind(ListPart part) {
-  return part == ListPart::kFromRow128 ? 2 : 1;
-}
+constexpr int32_t order_row_behind(ListPart part) { return part == ListPart::kFromRow128 ? 2 : 1; }
 
 }  // namespace chipmunk

@@ -65,8 +65,8 @@ inline constexpr float kMostWeight<__half> = 0x1p15f;
 // 0 whatever came before.
 //
 // A reference from kHuge on is no longer a good one: half an ulp of it is an octave of weight and
-// more. A warp that meets one, or that raises one, turns to exact weights, exp2(scale_log2 * (score -
-// reference)), whose reference is a score and not scaled. They cost one instruction a score more.
+// more. A warp that meets one, or that raises one, turns to exact weights, exp2(scale_log2 * (score
+// - reference)), whose reference is a score and not scaled. They cost one instruction a score more.
 struct OnlineSoftmax {
   static constexpr float kHuge = 0x1p24f;
 

@@ -175,8 +175,8 @@ class Consumer {
       shared.v_ring.wait(slot_);
       if (row >= kInV) shared.k_ring.wait(in_k);
     };
-    const StagedRows<Traits> staged(
-        row < kInV ? of_v + row * 128 : shared.k_stage(in_k.stage) + (row - kInV) * 128);
+    const StagedRows<Traits> staged(row < kInV ? of_v + row * 128
+                                               : shared.k_stage(in_k.stage) + (row - kInV) * 128);
     float unit = softmax.unit(p.op.attention.softmax_scale);
     if (p.has_rest) {
       wait();

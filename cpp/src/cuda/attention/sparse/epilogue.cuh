@@ -76,9 +76,8 @@ __device__ __forceinline__ void merge_rows(const StagedRows<Traits>& staged,
     for (int m = 0; m < 4; ++m) {
       const int r = m % 2;
       const float2 pair = unpack_pair<Element>(rest_lse[r] != -INFINITY ? rest[i % 2][m] : 0u);
-      words[m] =
-          pack_pair<Element>(fmaf(pair.x, other[r], out[8 * i + 2 * m] * own[r]),
-                             fmaf(pair.y, other[r], out[8 * i + 2 * m + 1] * own[r]));
+      words[m] = pack_pair<Element>(fmaf(pair.x, other[r], out[8 * i + 2 * m] * own[r]),
+                                    fmaf(pair.y, other[r], out[8 * i + 2 * m + 1] * own[r]));
     }
     __syncwarp();  // all lanes have read what is written over
     staged.write(i, words);

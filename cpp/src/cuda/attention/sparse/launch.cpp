@@ -1,4 +1,6 @@
 // Chooses the instantiation of column-sparse attention. ops/cuda_limits.h says what it takes.
+#include "cuda/host/launch.h"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -10,7 +12,6 @@
 #include "cuda/attention/sparse/config.h"
 #include "cuda/attention/sparse/params.h"
 #include "cuda/host/device_info.h"
-#include "cuda/host/launch.h"
 #include "cuda/host/tensor_map.h"
 
 namespace chipmunk::cuda {

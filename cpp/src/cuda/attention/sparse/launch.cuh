@@ -12,8 +12,7 @@ void launch_column_sparse(const ColumnSparseKernelParams& params, const LaunchSi
   using Traits = ColumnSparseTraits<Element, kHeadDim, kRowBlocks>;
   const int multiprocessors = device_limits(site.device).multiprocessors;
   ColumnSparseKernelParams scheduled = params;
-  scheduled.rounds =
-      rounds(params.tiles, multiprocessors, splits_last_round(kHeadDim, kRowBlocks));
+  scheduled.rounds = rounds(params.tiles, multiprocessors, splits_last_round(kHeadDim, kRowBlocks));
   // An order may split lists of its own.
   const bool by_order = params.op.columns.order != nullptr;
   const int ctas = by_order ? multiprocessors : scheduled.rounds.ctas(multiprocessors);

@@ -43,8 +43,8 @@ class TileOrder {
 
   __device__ __forceinline__ TileBlocks next() {
     if (link_ != kAsTheyCome) return next_by_order();
-    const Item item = p.rounds.item(static_cast<int32_t>(blockIdx.x), taken_++,
-                                    static_cast<int32_t>(gridDim.x));
+    const Item item =
+        p.rounds.item(static_cast<int32_t>(blockIdx.x), taken_++, static_cast<int32_t>(gridDim.x));
     return {item.tile, blocks_of(item.part, kRowBlocks)};
   }
 
@@ -56,9 +56,7 @@ class TileOrder {
   __device__ __forceinline__ int32_t groups() const {
     return static_cast<int32_t>(p.op.columns.groups);
   }
-  __device__ __forceinline__ int32_t lists() const {
-    return p.tiles / p.tiles_per_head * groups();
-  }
+  __device__ __forceinline__ int32_t lists() const { return p.tiles / p.tiles_per_head * groups(); }
   __device__ __forceinline__ int32_t load(int32_t row, int32_t at) const {
     return __ldg(p.op.columns.order + static_cast<int64_t>(row) * lists() + at);
   }
@@ -67,9 +65,8 @@ class TileOrder {
     while (true) {
       if constexpr (!kOneTile) {  // the next tile of a list whose tiles are several
         const Blocks blocks = blocks_of(part_of(max(list_, 0)), kRowBlocks * p.tiles_per_group);
-        const int32_t in_head =
-            list_of(max(list_, 0)) % groups() * p.tiles_per_group + blocks.first / kRowBlocks +
-            in_list_;
+        const int32_t in_head = list_of(max(list_, 0)) % groups() * p.tiles_per_group +
+                                blocks.first / kRowBlocks + in_list_;
         if (list_ >= 0 && in_list_ * kRowBlocks < blocks.count && in_head < p.tiles_per_head) {
           ++in_list_;
           const Blocks all{0, min(kRowBlocks, blocks.count)};
@@ -91,8 +88,8 @@ class TileOrder {
   }
 
   const ColumnSparseKernelParams& p;
-  int32_t taken_ = 0;           // rounds, or links followed
-  int32_t link_ = kAsTheyCome;  // of the list that comes next
+  int32_t taken_ = 0;                     // rounds, or links followed
+  int32_t link_ = kAsTheyCome;            // of the list that comes next
   int32_t list_ = kNoLink, in_list_ = 0;  // where a list has several tiles: the link of this one
 };
 
