@@ -341,7 +341,7 @@ void memory(testing::Tests& tests) {
         &Arguments::sums, [](Arguments& x) { x.reference_lse = x.result.lse; },
         apart(sums, "lse", "reference_lse"));
     m.expect(
-        &Arguments::sums, [](Arguments& x) { x.reference_lse.data = x.column_sums.data; },
+        &Arguments::sums, [](Arguments& x) { x.column_sums.data = x.reference_lse.data; },
         apart(sums, "column_sums", "reference_lse"));
     m.expect(
         &Arguments::sparse, [](Arguments& x) { x.result.lse.data = x.columns.counts.data; },
