@@ -73,9 +73,12 @@ inline void block_scores(const float* const* rows, int n, int head_dim, const fl
 }
 
 // body(column, weights) for every column, `weights` its vectors 2^exponent(score, w). Two columns
-// at a time: enough vectors to keep the core busy, few enough for its registers.
+// at a time: enough vectors to keep the core busy, few enough for its registers. Always inlined: a
+// call would leave what exponent and body hold in memory.
 template <int W, class Exponent, class Body>
-inline void for_each_weights(const float* s, int n, const Exponent& exponent, const Body& body) {
+__attribute__((always_inline)) inline void for_each_weights(const float* s, int n,
+                                                            const Exponent& exponent,
+                                                            const Body& body) {
   int j = 0;
   for (; j + 2 <= n; j += 2) {
     Vf x[2 * W];
