@@ -1,4 +1,4 @@
-"""bench/train_demo.py on a handful of made-up pictures: data, kill and resume, refusals."""
+"""examples/train_demo.py on a handful of made-up pictures: data, kill and resume, refusals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from chipmunk_kernels.demo.model import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "bench" / "train_demo.py"
+SCRIPT = ROOT / "examples" / "train_demo.py"
 
 RECORDS: list[dict[str, Any]] = [
     {
