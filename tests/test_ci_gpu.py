@@ -195,7 +195,7 @@ def test_errors_of_the_other_tools_fail(text: str) -> None:
 def test_a_program_that_fails_or_hangs_fails() -> None:
     assert judged("memcheck", CLEAN, code=1)[0] == "exit status 1"
     assert judged("memcheck", "Traceback\nValueError: x\n")[-1] == "ValueError: x"
-    assert judged("racecheck", "", code=None) == ["no end within 240 s"]
+    assert judged("racecheck", "mask\n", code=None) == ["it ran out of time", "mask"]
 
 
 def test_every_known_kind_has_a_reason() -> None:
@@ -227,6 +227,16 @@ def test_the_cases_cover_what_the_kernels_distinguish() -> None:
 @pytest.mark.parametrize("name", sanitizer_cases.CASES)
 def test_the_cases_run(name: str) -> None:
     sanitizer_cases.CASES[name](torch.device("cpu"))
+
+
+def test_every_tool_sees_every_case_and_racecheck_one_at_a_time() -> None:
+    names = list(sanitizer_cases.CASES)
+    runs = gpu_stage.sanitizer_runs(names)
+    for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
+        seen = [case for kind, _, cases in runs if kind == tool for case in cases]
+        assert sorted(seen) == sorted(names)
+    assert all(len(cases) == 1 for kind, _, cases in runs if kind == "racecheck")
+    assert len({(kind, label) for kind, label, _ in runs}) == len(runs)
 
 
 # The guard
@@ -318,3 +328,13 @@ def test_unknown_steps_are_refused() -> None:
     done = run_stage("sanitisers")
     assert done.returncode == 2
     assert "unknown: sanitisers; there are check, build, tests" in done.stderr
+
+
+def test_a_run_that_takes_too_long_is_ended_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\necho started; sleep 60 & sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_stage, "CASE_TIMEOUT_S", 1)
+    assert gpu_stage.under(str(tool), "memcheck", []) == (None, "started\n")
