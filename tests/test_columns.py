@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -234,3 +236,17 @@ def test_to_moves_both_arrays():
     assert numpy_lists.to("cpu").indices is numpy_lists.indices
     with pytest.raises(ck.UnsupportedError, match="numpy arrays live on the cpu, not cuda"):
         numpy_lists.to("cuda")
+
+
+def test_lists_and_caches_can_be_saved(tmp_path):
+    """In a process of its own, as nothing there has loaded them before."""
+    lists = ck.ColumnLists(torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), np.int64(128))
+    torch.save((lists, ck.MlpCache(torch.ones(2), torch.zeros(3))), tmp_path / "lists.pt")
+    program = """
+import sys, torch, chipmunk_kernels as ck
+lists, cache = torch.load(sys.argv[1], weights_only=True)
+assert isinstance(lists, ck.ColumnLists) and isinstance(cache, ck.MlpCache)
+assert lists.query_group == 128 and lists.indices.shape == (2, 3, 5)
+assert cache.activations.tolist() == [1, 1]
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "lists.pt")], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -50,15 +51,30 @@ ERRORS = {
         "dense_attention: v: expected an array that DLPack can share, got numpy.ndarray (DLPack "
         "only supports native byte order.)",
     ),
+    "masked array": (
+        lambda: ck.dense_attention(Q.numpy(), K.numpy(), np.ma.masked_array(K.numpy())),
+        "dense_attention: v: expected an array without a mask, got numpy.ma.MaskedArray",
+    ),
+    "masked q": (
+        lambda: ck.dense_attention(np.ma.masked_array(Q.numpy()), K.numpy(), K.numpy()),
+        "dense_attention: q: expected an array without a mask, got numpy.ma.MaskedArray",
+    ),
     # dtypes
     "float64": (
         lambda: dense(Q.double()),
-        "dense_attention: q: expected dtype float32, bfloat16, float16, int32 or bool, got float64",
+        "dense_attention: q: expected dtype float32 or bfloat16 or float16, got float64",
     ),
     "int64 lists": (
         lambda: sparse(lists(counts=LISTS.counts.long())),
-        "column_sparse_attention: columns.counts: expected dtype float32, bfloat16, float16, int32 "
-        "or bool, got int64",
+        "column_sparse_attention: columns.counts: expected dtype int32, got int64",
+    ),
+    "double lse": (
+        lambda: sums(reference_lse=PART[1].double()),
+        "dense_attention_column_sums: reference_lse: expected dtype float32, got float64",
+    ),
+    "double column_sums": (
+        lambda: sums(out=(None, None, f32(1, 4, 1, 50).double())),
+        "dense_attention_column_sums: column_sums: expected dtype float32 or bfloat16, got float64",
     ),
     "float lists": (
         lambda: sparse(lists(indices=LISTS.indices.float())),
@@ -74,18 +90,16 @@ ERRORS = {
     ),
     "complex": (
         lambda: dense(Q.to(torch.complex64)),
-        "dense_attention: q: expected dtype float32, bfloat16, float16, int32 or bool, "
-        "got complex64",
+        "dense_attention: q: expected dtype float32 or bfloat16 or float16, got complex64",
     ),
     "float8": (
         lambda: dense(Q.to(torch.float8_e4m3fn)),
-        "dense_attention: q: expected dtype float32, bfloat16, float16, int32 or bool, "
+        "dense_attention: q: expected dtype float32 or bfloat16 or float16, "
         "got 8 bits of DLPack type 10",
     ),
     "uint8 mask": (
         lambda: ck.columns_from_mask(torch.zeros(2, 3, dtype=torch.uint8)),
-        "columns_from_mask: mask: expected dtype float32, bfloat16, float16, int32 or bool, "
-        "got uint8",
+        "columns_from_mask: mask: expected dtype bool, got uint8",
     ),
     "int mask": (
         lambda: ck.columns_from_mask(i32(2, 3)),

@@ -19,7 +19,10 @@ ALLOWED_INCLUDES = {
     "src/ops": ("chipmunk_kernels/", "params/", "ops/", "cpu/", "cuda/"),
     "src/cpu": ("chipmunk_kernels/", "params/", "cpu/"),
     "src/cpu/kernels": ("cpu/kernels/",),
+    "src/no_cuda": ("chipmunk_kernels/", "params/", "cuda/"),
     "src/cuda": ("chipmunk_kernels/", "params/", "cuda/"),
+    "src/cuda/host": ("chipmunk_kernels/", "params/", "cuda/host/", "cuda/launch_site.h"),
+    "src/cuda/device": ("params/", "cuda/device/"),
 }
 # Angle-bracket includes that a folder may not use: the core knows nothing of Python or torch, its
 # public headers and host code nothing of CUDA, and the CPU loops no C++ library (weak symbols).
@@ -28,6 +31,7 @@ FORBIDDEN_SYSTEM = {
     "src": re.compile(r"^(pybind11|torch|Python)"),
     "src/ops": re.compile(r"^(cuda|cute|cutlass|pybind11|torch|Python)"),
     "src/cpu": re.compile(r"^(cuda|cute|cutlass|pybind11|torch|Python)"),
+    "src/no_cuda": re.compile(r"^(cuda|cute|cutlass|pybind11|torch|Python)"),
     "src/cpu/kernels": re.compile(r"^(?!\w+\.h$)"),
     "bindings": re.compile(r"^(cuda|cute|cutlass|torch)"),
 }

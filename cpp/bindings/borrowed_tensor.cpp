@@ -67,6 +67,16 @@ std::string dtype_name(DLDataType dtype) {
   return std::to_string(dtype.bits) + " bits of DLPack type " + std::to_string(dtype.code) + lanes;
 }
 
+// What the ops take for an argument of this name.
+const char* expected_dtypes(std::string_view name) {
+  const auto ends_with = [&](std::string_view part) { return name.ends_with(part); };
+  if (ends_with("indices") || ends_with("counts")) return "dtype int32";
+  if (ends_with("lse")) return "dtype float32";
+  if (name == "column_sums") return "dtype float32 or bfloat16";
+  if (name == "mask" || name == "always") return "dtype bool";
+  return "dtype float32 or bfloat16 or float16";
+}
+
 DType to_dtype(const Argument& argument, DLDataType dtype) {
   if (dtype.lanes == 1) {
     if (dtype.code == kDLFloat && dtype.bits == 32) return DType::kFloat32;
@@ -75,7 +85,7 @@ DType to_dtype(const Argument& argument, DLDataType dtype) {
     if (dtype.code == kDLInt && dtype.bits == 32) return DType::kInt32;
     if (dtype.code == kDLBool && dtype.bits == 8) return DType::kBool;
   }
-  argument.fail("dtype float32, bfloat16, float16, int32 or bool", dtype_name(dtype));
+  argument.fail(expected_dtypes(argument.name), dtype_name(dtype));
 }
 
 Device to_device(const Argument& argument, DLDevice device) {

@@ -241,22 +241,116 @@ void types(testing::Tests& tests) {
         &Arguments::sparse, [](Arguments& x) { x.columns.query_group = -64; },
         "column_sparse_attention: columns.query_group: expected a positive number, got -64");
   });
+  // What the limits are, test_cuda_limits.cpp tests: here, which op asks for which.
   tests.add("what only the CPU does", [&] {
     Messages m(tests);
-    for (const auto& [op, name] : {std::pair{&Arguments::dense, "dense_attention"},
-                                   std::pair{&Arguments::sums, "dense_attention_column_sums"},
-                                   std::pair{&Arguments::sparse, "column_sparse_attention"}}) {
-      m.expect<Unsupported>(
-          op, [](Arguments& x) { all_to_gpu(x, DType::kFloat32); },
-          std::string(name) +
-              ": q: float32 on cuda:0; CUDA kernels take "
-              "bfloat16 and float16");
+    const std::string sums = "dense_attention_column_sums: ", sparse = "column_sparse_attention: ";
+    const std::string types = "q: float32 on cuda:0; the CUDA kernels take bfloat16 and float16";
+    const std::string groups = " on cuda:0; the CUDA kernels take 64, 128, 192 and 256";
+    for (const auto& [op, name] : {std::pair{&Arguments::dense, "dense_attention: "},
+                                   std::pair{&Arguments::sums, "dense_attention_column_sums: "},
+                                   std::pair{&Arguments::sparse, "column_sparse_attention: "}}) {
+      m.expect<Unsupported>(op, [](Arguments& x) { all_to_gpu(x, DType::kFloat32); }, name + types);
       m.expect<Unsupported>(
           op, [](Arguments& x) { all_to_gpu(x, DType::kBFloat16); },
-          std::string(name) +
-              ": q: head_dim 16 on cuda:0; CUDA kernels take 64, "
-              "96, 128 and 256");
+          name +
+              std::string("q: head_dim 16 on cuda:0; the CUDA kernels take 64, 96, 128 and 256"));
     }
+    // Head dim 64, at addresses far from everything else: nothing is read there.
+    const auto wide = [](Arguments& x) {
+      all_to_gpu(x, DType::kBFloat16);
+      uintptr_t address = uintptr_t{1} << 40;
+      for (TensorView* t : {&x.q, &x.k, &x.v, &x.result.out, &x.a.out}) {
+        t->shape[3] = 64;
+        t->strides = {4 * 100 * 64, 100 * 64, 64, 1};
+        t->data = reinterpret_cast<void*>(address += uintptr_t{1} << 30);
+      }
+    };
+    m.expect<Unsupported>(
+        &Arguments::sums,
+        [=](Arguments& x) {
+          wide(x);
+          x.query_group = 50;
+        },
+        sums + "query_group: 50" + groups);
+    m.expect<Unsupported>(
+        &Arguments::sparse,
+        [=](Arguments& x) {
+          wide(x);
+          x.columns.query_group = 50;
+        },
+        sparse + "columns.query_group: 50" + groups);
+    m.expect<Unsupported>(
+        &Arguments::sparse,
+        [=](Arguments& x) {
+          wide(x);
+          x.scale = -1.0f;
+        },
+        sparse + "softmax_scale: -1.000000 on cuda:0; the CUDA kernels take numbers >= 0");
+    m.expect<Unsupported>(
+        &Arguments::sparse,
+        [=](Arguments& x) {
+          wide(x);
+          x.a.out.strides[2] = 68;
+          x.a.out.strides[1] = 6800;
+          x.a.out.strides[0] = 27200;
+        },
+        sparse +
+            "rest.out: rows at any address on cuda:0; the CUDA kernels take rows that start at "
+            "multiples of 16 bytes; pass a contiguous copy");
+    m.expect(
+        &Arguments::sparse,
+        [](Arguments& x) {
+          all_to_gpu(x, DType::kFloat32);
+          x.columns.counts.shape[2] = 1;
+        },
+        sparse +
+            "columns.counts: expected shape [batch=2, query_heads=4, groups=2], got [2, 4, 1]");
+  });
+}
+
+void orders(testing::Tests& tests) {
+  tests.add("an order of the lists", [&] {
+    Messages m(tests);
+    const std::string order = "column_sparse_attention: columns.order: expected ";
+    static const Tensor right(DType::kInt32, {2, 16});
+    m.expect(&Arguments::sparse, [](Arguments& x) { x.columns.order = right; }, "");
+    m.expect(
+        &Arguments::sparse, [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {2, 15}); },
+        order + "shape [2, lists=16], got [2, 15]");
+    m.expect(
+        &Arguments::sparse, [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {32}); },
+        order + "shape [2, lists=16], got [32]");
+    m.expect(
+        &Arguments::sparse,
+        [](Arguments& x) { x.columns.order = Tensor(DType::kFloat32, {2, 16}); },
+        order + "dtype int32, got float32");
+    m.expect(
+        &Arguments::sparse,
+        [](Arguments& x) {
+          x.columns.order = right;
+          to_gpu(*x.columns.order);
+        },
+        order + "device cpu as q, got cuda:0");
+    m.expect(
+        &Arguments::sparse,
+        [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {2, 32}).slice(1, 0, 16); },
+        order + "a contiguous array, got strides [32, 1]");
+    m.expect(
+        &Arguments::sparse,
+        [](Arguments& x) {
+          x.columns.order = right;
+          x.columns.order->data = nullptr;
+        },
+        order + "data, got a null pointer");
+    m.expect(
+        &Arguments::sparse,
+        [](Arguments& x) {
+          x.columns.order = right;
+          x.columns.order->data = x.result.lse.data;
+        },
+        "column_sparse_attention: lse: expected memory apart from columns.order, got memory that "
+        "overlaps it");
   });
 }
 
@@ -377,6 +471,7 @@ int main() {
   testing::Tests tests;
   shapes(tests);
   types(tests);
+  orders(tests);
   memory(tests);
   return tests.run();
 }

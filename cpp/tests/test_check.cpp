@@ -76,6 +76,13 @@ void add_message_tests(testing::Tests& tests) {
   expect(
       "last dimension strided", [] { check.last_dim_contiguous("x", t.transposed(1, 2)); },
       "some_op: x: expected a contiguous last dimension (stride 1), got stride 5");
+  expect("contiguous", [] { check.contiguous("x", t); }, "");
+  expect(
+      "contiguous, a stride never taken", [] { check.contiguous("x", t.slice(0, 0, 1, 7)); }, "");
+  expect("contiguous, empty", [] { check.contiguous("x", t.slice(2, 1, 1)); }, "");
+  expect(
+      "not contiguous", [] { check.contiguous("x", t.slice(2, 0, 4)); },
+      "some_op: x: expected a contiguous array, got strides [15, 5, 1]");
 
   expect("readable", [] { check.readable("x", t); }, "");
   expect(

@@ -196,6 +196,82 @@ void add_selection_tests(testing::Tests& tests) {
   });
 }
 
+// Lists [2, 3] by an array of `dtype` and some shape against lists by one number, list for list.
+void expect_as_by_number(testing::Tests& tests, const std::vector<int64_t>& shape, DType dtype,
+                         const std::vector<double>& given, const std::vector<double>& clamped) {
+  std::mt19937 random(3);
+  const Tensor scores(DType::kFloat32, {2, 3, 50});
+  scores.fill_normal(random);
+  // Every second element of a row of them: strides are taken into account.
+  std::vector<int64_t> wide = shape;
+  wide.back() *= 2;
+  const int32_t last = static_cast<int32_t>(shape.size()) - 1;
+  const Tensor values = Tensor(dtype, wide).slice(last, 0, wide.back(), 2);
+  for (size_t i = 0; i < given.size(); ++i) values.set_flat(static_cast<int64_t>(i), given[i]);
+  const auto select = [&](ColumnSelection selection) {
+    selection.min_count = 1;
+    selection.max_count = 40;
+    selection.random_fraction = 0.2;
+    selection.seed = 9;
+    Lists lists({2, 3}, 45);
+    chipmunk::select_columns(scores, nullptr, selection, lists.lists(), Context{.cpu_threads = 2});
+    return lists;
+  };
+  const bool by_count = dtype == DType::kInt32;
+  ColumnSelection selection;
+  (by_count ? selection.count_per_list : selection.mass_per_list) = values.view();
+  const Lists lists = select(selection);
+  for (int64_t row = 0; row < 6; ++row) {
+    // The list's entry in an array of shape [2, 3], [2, 1] or [3].
+    const int64_t i = shape == std::vector<int64_t>{2, 1} ? row / 3
+                      : shape == std::vector<int64_t>{3}  ? row % 3
+                                                          : row;
+    const double value = clamped[static_cast<size_t>(i)];
+    const Lists one =
+        by_count ? select({.count = static_cast<int64_t>(value)}) : select({.mass = value});
+    tests.check(lists.row(row) == one.row(row), "list " + std::to_string(row) + ": expected " +
+                                                    text(one.row(row)) + "got " +
+                                                    text(lists.row(row)));
+  }
+}
+
+void add_per_list_tests(testing::Tests& tests) {
+  tests.add("a count for every list, for every head, for every group", [&] {
+    expect_as_by_number(tests, {2, 3}, DType::kInt32, {-5, 0, 7, 30, 50, 99},
+                        {0, 0, 7, 30, 50, 50});
+    expect_as_by_number(tests, {2, 1}, DType::kInt32, {3, 12}, {3, 12});
+    expect_as_by_number(tests, {3}, DType::kInt32, {3, 12, 41}, {3, 12, 41});
+  });
+  tests.add("a mass for every list, for every head, for every group", [&] {
+    // As float32 holds them.
+    const double some = 0.375, more = 0.75;
+    expect_as_by_number(tests, {2, 3}, DType::kFloat32, {kNan, -1, 0, some, 1, 7},
+                        {0, 0, 0, some, 1, 1});
+    expect_as_by_number(tests, {2, 1}, DType::kFloat32, {some, more}, {some, more});
+    expect_as_by_number(tests, {3}, DType::kFloat32, {some, more, -kInf}, {some, more, 0});
+  });
+}
+
+void add_order_tests(testing::Tests& tests) {
+  tests.add("on the CPU, an order takes lists as they come", [&] {
+    for (const bool by_mask : {false, true}) {
+      Lists lists({2, 3}, 4);
+      const Tensor order(DType::kInt32, {2, 6});
+      chipmunk::ColumnLists columns = lists.lists();
+      columns.order = order;
+      if (by_mask) {
+        chipmunk::columns_from_mask(Tensor(DType::kBool, {2, 3, 9}), columns, Context{});
+      } else {
+        chipmunk::select_columns(Tensor(DType::kFloat32, {2, 3, 9}), nullptr, {.count = 2}, columns,
+                                 Context{});
+      }
+      for (int64_t i = 0; i < 12; ++i) tests.check(order.get_flat(i) == -1, "order");
+      tests.check(lists.row(5).size() == (by_mask ? 0 : 2), "lists");
+      chipmunk::validate_columns(columns, 9, Context{});
+    }
+  });
+}
+
 void add_mask_tests(testing::Tests& tests) {
   tests.add("mask to lists and back", [&] {
     std::mt19937 random(2);
@@ -246,6 +322,8 @@ void add_mask_tests(testing::Tests& tests) {
 int main() {
   testing::Tests tests;
   add_selection_tests(tests);
+  add_per_list_tests(tests);
+  add_order_tests(tests);
   add_mask_tests(tests);
   return tests.run();
 }

@@ -42,6 +42,19 @@ void add_message_tests(testing::Tests& tests) {
            "select_columns: count: expected exactly one of count and mass, got neither");
     expect(message({.count = 1, .mass = 0.5}),
            "select_columns: count: expected exactly one of count and mass, got both");
+    const Tensor counts(DType::kInt32, {2}), masses(DType::kFloat32, {2});
+    expect(message({.count = 1, .count_per_list = counts}),
+           "select_columns: count: expected only one of count and count_per_list, got both");
+    expect(message({.mass = 1, .mass_per_list = masses}),
+           "select_columns: mass: expected only one of mass and mass_per_list, got both");
+    expect(message({.count_per_list = counts, .mass_per_list = masses, .max_count = 2}),
+           "select_columns: count: expected exactly one of count and mass, got both");
+    expect(message({.count_per_list = counts}),
+           "select_columns: max_count: expected a number, as count_per_list gives no capacity, got "
+           "none");
+    expect(message({.mass_per_list = masses}),
+           "select_columns: max_count: expected a number, as mass_per_list gives no capacity, got "
+           "none");
     expect(message({.count = -1}),
            "select_columns: count: expected a number of columns >= 0, got -1");
     expect(message({.mass = 1.5}),
@@ -131,6 +144,76 @@ void add_message_tests(testing::Tests& tests) {
            "select_columns: columns.indices: expected device cuda:0 as scores, got cpu");
   });
 
+  tests.add("select_columns: messages about numbers per list", [=, &tests] {
+    const Tensor scores(DType::kFloat32, {2, 3, 6});
+    const Lists lists({2, 3}, 4);
+    const auto message = [&](const ColumnSelection& selection) {
+      return select_message(scores, nullptr, selection, lists.lists());
+    };
+    const auto counts = [&](const TensorView& t) {
+      return message({.count_per_list = t, .max_count = 4});
+    };
+    const auto masses = [&](const TensorView& t) {
+      return message({.mass_per_list = t, .max_count = 4});
+    };
+    expect(counts(Tensor(DType::kFloat32, {2, 3})),
+           "select_columns: count_per_list: expected dtype int32, got float32");
+    expect(masses(Tensor(DType::kBFloat16, {2, 3})),
+           "select_columns: mass_per_list: expected dtype float32, got bfloat16");
+    expect(counts(Tensor(DType::kInt32, {2, 3, 1})),
+           "select_columns: count_per_list: expected a shape that broadcasts to columns.counts "
+           "[2, 3], got [2, 3, 1]");
+    expect(masses(Tensor(DType::kFloat32, {2})),
+           "select_columns: mass_per_list: expected a shape that broadcasts to columns.counts "
+           "[2, 3], got [2]");
+    TensorView t = Tensor(DType::kInt32, {3});
+    t.device = {chipmunk::DeviceType::kCuda, 0};
+    expect(counts(t), "select_columns: count_per_list: expected device cpu as scores, got cuda:0");
+    t.device = {};
+    t.data = nullptr;
+    expect(counts(t), "select_columns: count_per_list: expected data, got a null pointer");
+    expect(counts(lists.counts),
+           "select_columns: columns.counts: expected memory apart from count_per_list, got memory "
+           "that overlaps it");
+    t = Tensor(DType::kFloat32, {3});
+    t.data = lists.indices.view().data;
+    expect(masses(t),
+           "select_columns: columns.indices: expected memory apart from mass_per_list, got memory "
+           "that overlaps it");
+    tests.check(lists.counts.get({0, 0}) == -7, "nothing is written before an exception");
+  });
+
+  tests.add("an order to fill: messages", [=, &tests] {
+    const Tensor mask(DType::kBool, {2, 3, 6});
+    const Lists lists({2, 3}, 4);
+    const Tensor right(DType::kInt32, {2, 6});
+    const auto message = [&](const TensorView& order) {
+      ColumnLists columns = lists.lists();
+      columns.order = order;
+      return message_of<InvalidArgument>(
+          [&] { chipmunk::columns_from_mask(mask, columns, Context{}); });
+    };
+    const auto with = [&](auto&& change) {
+      TensorView order = right;
+      change(order);
+      return message(order);
+    };
+    expect(message(Tensor(DType::kInt32, {2, 3})),
+           "columns_from_mask: columns.order: expected shape [2, lists=6], got [2, 3]");
+    expect(with([](TensorView& t) { t.read_only = true; }),
+           "columns_from_mask: columns.order: expected a writable array, got a read-only one");
+    expect(with([&](TensorView& t) { t.data = mask.view().data; }),
+           "columns_from_mask: columns.order: expected memory apart from mask, got memory that "
+           "overlaps it");
+    expect(with([&](TensorView& t) { t.data = lists.indices.view().data; }),
+           "columns_from_mask: columns.order: expected memory apart from columns.indices, got "
+           "memory that overlaps it");
+    expect(with([&](TensorView& t) { t.data = lists.counts.view().data; }),
+           "columns_from_mask: columns.order: expected memory apart from columns.counts, got "
+           "memory that overlaps it");
+    tests.check(lists.counts.get({1, 2}) == -7, "nothing is written before an exception");
+  });
+
   tests.add("mask ops: messages", [=, &tests] {
     const Lists lists({2}, 4);
     const auto from = [&](const TensorView& mask) {
@@ -197,6 +280,8 @@ void add_message_tests(testing::Tests& tests) {
     expect(message(),
            "validate_columns: columns.counts: expected counts from 0 to capacity=3, got -1 at "
            "[0, 1]");
+    set(0, {0, 4, 9}, 3);
+    set(1, {7, 3, -5}, 1);
     ColumnLists on_gpu = lists.lists();
     on_gpu.indices.device = on_gpu.counts.device = {chipmunk::DeviceType::kCuda, 2};
     expect(message_of<Unsupported>([&] { chipmunk::validate_columns(on_gpu, 10, Context{}); }),
@@ -206,10 +291,40 @@ void add_message_tests(testing::Tests& tests) {
   });
 }
 
+void add_order_tests(testing::Tests& tests) {
+  tests.add("validate_columns: an order", [&] {
+    Lists lists({4}, 2);
+    lists.counts.fill(0);
+    const auto expect = [&](std::initializer_list<int> entries, const std::string& expected) {
+      const Tensor order(DType::kInt32, {2, 4});
+      int64_t i = 0;
+      for (const int entry : entries) order.set_flat(i++, entry);
+      ColumnLists columns = lists.lists();
+      columns.order = order;
+      const std::string got =
+          message_of<InvalidArgument>([&] { chipmunk::validate_columns(columns, 10, Context{}); });
+      const std::string message =
+          expected.empty() ? "" : "validate_columns: columns.order: expected " + expected;
+      tests.check(got == message, "expected '" + message + "', got '" + got + "'");
+    };
+    expect({-1, 7, 7, 7, 7, 7, 7, 7}, "");  // as they come
+    expect({2, 0, -1, -1, 1, -1, 3, -1}, "");
+    expect({0, 1, 2, 3, -1, -1, -1, -1}, "");
+    expect({3, -1, -1, -1, -1, 0, 1, 2}, "");
+    expect({2, 4, -1, -1, 1, -1, 3, -1}, "lists from 0 to 4, exclusive, or -1, got 4 at [0, 1]");
+    expect({2, 0, -1, -1, -2, -1, 3, -1}, "lists from 0 to 4, exclusive, or -1, got -2 at [1, 0]");
+    expect({2, 0, -1, -1, 1, -1, 3, 2}, "every list once, got 2 once more at [1, 3]");  // a cycle
+    expect({2, 3, -1, -1, 1, -1, 3, -1}, "every list once, got 3 once more at [0, 1]");
+    expect({2, 0, -1, -1, -1, -1, 3, -1}, "every list once, got none for list 1");
+    expect({2, 0, -1, 1, -1, -1, 3, -1}, "no first list after a -1, got 1 at [0, 3]");
+  });
+}
+
 }  // namespace
 
 int main() {
   testing::Tests tests;
   add_message_tests(tests);
+  add_order_tests(tests);
   return tests.run();
 }

@@ -135,12 +135,23 @@ void add_message_tests(testing::Tests& tests) {
            "column_sparse_fc1: activation_cache: expected memory apart from columns.counts, got "
            "memory that overlaps it");
     expect(message_of<Unsupported>([&] {
-             TensorView x = m.x;
-             x.device = {chipmunk::DeviceType::kCuda, 0};
-             chipmunk::column_sparse_fc1(x, m.w1, nullptr, m.lists(), m.activation, m.cache,
-                                         m.delta, Context{});
+             Arguments a{m.x, m.w1, m.b1, m.lists(), m.activation, m.cache, m.delta};
+             for (TensorView* t :
+                  {&a.x, &a.w1, &a.cache, &a.delta, &a.columns.indices, &a.columns.counts}) {
+               t->device = {chipmunk::DeviceType::kCuda, 0};
+             }
+             chipmunk::column_sparse_fc1(a.x, a.w1, nullptr, a.columns, a.activation, a.cache,
+                                         a.delta, Context{});
            }),
-           "column_sparse_fc1: x: float32 runs on the CPU only; use bfloat16 or float16 on a GPU");
+           "column_sparse_fc1: x: float32 on cuda:0; the CUDA kernels take bfloat16 and float16");
+    expect(message([&](A& a) { a.columns.order = i32({2, 3}); }),
+           "column_sparse_fc1: columns.order: expected shape [2, lists=4], got [2, 3]");
+    expect(message([&](A& a) {
+             a.columns.order = i32({2, 4});
+             a.columns.order->data = a.cache.data;
+           }),
+           "column_sparse_fc1: activation_cache: expected memory apart from columns.order, got "
+           "memory that overlaps it");
     expect(m.cache.same_bits(old_cache) ? "same" : "changed", "same");
   });
 

@@ -1,5 +1,5 @@
 // Tile choices of the CUDA attention kernels: what fits a Hopper multiprocessor, without one.
-#include "cuda/attention/tile_config.h"
+#include "cuda/attention/sparse/config.h"
 #include "testing.h"
 
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/attention/tile_schedule.h"
+#include "cuda/attention/sparse/schedule.h"
 #include "testing.h"
 
 namespace {

@@ -5,6 +5,7 @@ same device. The package imports with numpy alone. A caller's mistake raises Val
 "op: argument: expected .., got ..".
 """
 
+import importlib
 import sys
 
 from chipmunk_kernels._core import CudaError, UnsupportedError
@@ -26,7 +27,7 @@ from chipmunk_kernels.ops.mlp import (
 from chipmunk_kernels.token_order import TokenOrder
 
 if "torch" in sys.modules:  # else when an op first sees a tensor
-    from chipmunk_kernels import torch_library as torch_library
+    importlib.import_module("chipmunk_kernels.ops.torch")
 
 __version__: str = info().version
 

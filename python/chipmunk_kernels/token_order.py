@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from chipmunk_kernels.arguments import integer, integers, refuse
+
 if TYPE_CHECKING:
     import torch
 
@@ -66,7 +68,10 @@ class TokenOrder:
         Raises:
             ValueError: an extent is not positive, or shape and voxel differ in length.
         """
-        return _order("TokenOrder.voxels", shape, [voxel], text, text_tokens)
+        op = "TokenOrder.voxels"
+        shape = integers(op, "shape", shape, "positive extents")
+        voxel = integers(op, "voxel", voxel, "positive extents")
+        return _order(op, shape, [voxel], text, text_tokens)
 
     @staticmethod
     def patches(
@@ -89,14 +94,14 @@ class TokenOrder:
         Raises:
             ValueError: an extent is not positive, or a size does not divide the one before.
         """
+        op = "TokenOrder.patches"
+        shape = integers(op, "shape", shape, "positive extents")
+        sizes = integers(op, "sizes", sizes)
         for outer, inner in pairwise(sizes):
             if inner <= 0 or outer % inner:
-                raise ValueError(
-                    f"TokenOrder.patches: sizes: expected each to divide the one before, "
-                    f"got {tuple(sizes)}"
-                )
-        levels = [[size] * len(shape) for size in sizes]
-        return _order("TokenOrder.patches", shape, levels, text, text_tokens)
+                refuse(op, "sizes", "each to divide the one before", sizes)
+        levels = [(size,) * len(shape) for size in sizes]
+        return _order(op, shape, levels, text, text_tokens)
 
     def __len__(self) -> int:
         """The number of tokens, text included."""
@@ -120,6 +125,7 @@ class TokenOrder:
         return self._take("restore", x, dim, self.inverse)
 
     def _take(self, name: str, x: Array, dim: int, order: NDArray[np.int64]) -> Array:
+        dim = integer(f"TokenOrder.{name}", "dim", dim)
         if isinstance(x, np.ndarray):
             array = cast("NDArray[np.generic]", x)
             self._check(name, array.shape, dim)
@@ -148,27 +154,28 @@ class TokenOrder:
 
 def _order(
     name: str,
-    shape: Sequence[int],
-    levels: Sequence[Sequence[int]],
+    shape: tuple[int, ...],
+    levels: Sequence[tuple[int, ...]],
     text: TextPlace,
     text_tokens: int,
 ) -> TokenOrder:
     """The order of nested blocks; `levels` are block extents, largest first."""
     if text not in ("first", "last"):
         raise ValueError(f'{name}: text: expected "first" or "last", got {text!r}')
+    text_tokens = integer(name, "text_tokens", text_tokens)
     if text_tokens < 0:
         raise ValueError(f"{name}: text_tokens: expected at least 0, got {text_tokens}")
     if len(shape) == 0 or min(shape) <= 0:
-        raise ValueError(f"{name}: shape: expected positive extents, got {tuple(shape)}")
+        raise ValueError(f"{name}: shape: expected positive extents, got {shape}")
     if len(levels) == 0:
         raise ValueError(f"{name}: sizes: expected at least one")
     for level in levels:
         if len(level) != len(shape) or min(level) <= 0:
             raise ValueError(
                 f"{name}: block: expected {len(shape)} positive extents, one per dimension of "
-                f"shape {tuple(shape)}, got {tuple(level)}"
+                f"shape {shape}, got {level}"
             )
-    grid = _block_order(tuple(shape), levels)
+    grid = _block_order(shape, levels)
     text_range = np.arange(text_tokens, dtype=np.int64)
     if text == "first":
         permutation = np.concatenate([text_range, grid + text_tokens])

@@ -25,12 +25,10 @@ int dtype_index(DType dtype) {
   }
 }
 
-const void* at(const HeadRows<const void>& t, DType dtype, int64_t offset) {
-  return static_cast<const char*>(t.data) + offset * size_of(dtype);
-}
-
-void* at(const HeadRows<void>& t, DType dtype, int64_t offset) {
-  return static_cast<char*>(t.data) + offset * size_of(dtype);
+// Address of a row of a view.
+template <class T>
+T* at(const View<T, 3>& view, DType dtype, int64_t offset) {
+  return element(view.data, dtype, offset);
 }
 
 // Rows of every head in groups that share a column list, each group in tiles of about equal size.
@@ -74,25 +72,20 @@ AttentionTile tile_of(const AttentionParams& p, const Tiling& tiles, const Posit
   tile.v = at(p.v, p.dtype, p.v.offset(batch, kv_head, 0));
   tile.out = at(p.out, p.dtype, p.out.offset(batch, head, first));
   tile.lse = p.lse.data + p.lse.offset(batch, head, first);
-  tile.q_stride = p.q.row_stride;
-  tile.k_stride = p.k.row_stride;
-  tile.v_stride = p.v.row_stride;
-  tile.out_stride = p.out.row_stride;
-  tile.lse_stride = p.lse.row_stride;
+  tile.q_stride = p.q.strides[2];
+  tile.k_stride = p.k.strides[2];
+  tile.v_stride = p.v.strides[2];
+  tile.out_stride = p.out.strides[2];
+  tile.lse_stride = p.lse.strides[2];
   tile.count = p.keys;
   tile.head_dim = p.head_dim;
   tile.softmax_scale = p.softmax_scale;
   return tile;
 }
 
-bool is_empty(const AttentionParams& p) {
-  return p.batch == 0 || p.query_heads == 0 || p.queries == 0;
-}
-
 }  // namespace
 
 void dense_attention(const AttentionParams& p, int threads) {
-  if (is_empty(p)) return;
   const Tiling tiles = tiling(p.queries, kTileQueries);
   const auto attend = kernels().attend[dtype_index(p.dtype)];
   const Scratch scratch(kernels().scratch_floats(p.head_dim), thread_count(threads));
@@ -106,7 +99,6 @@ void dense_attention(const AttentionParams& p, int threads) {
 
 void dense_attention_column_sums(const AttentionColumnSumsParams& params, int threads) {
   const AttentionParams& p = params.attention;
-  if (is_empty(p)) return;
   const Tiling tiles = tiling(p.queries, params.query_group);
   const auto attend = kernels().attend_and_sum[dtype_index(p.dtype)];
   const auto round = kernels().round[dtype_index(params.column_sums_dtype)];
@@ -127,7 +119,7 @@ void dense_attention_column_sums(const AttentionColumnSumsParams& params, int th
         const int64_t first = position.group * tiles.group_rows + i * tiles.tile_rows;
         request.reference_lse = params.reference_lse.data +
                                 params.reference_lse.offset(position.batch, position.head, first);
-        request.reference_lse_stride = params.reference_lse.row_stride;
+        request.reference_lse_stride = params.reference_lse.strides[2];
       }
       attend(tile, request);
     }
@@ -140,7 +132,6 @@ void dense_attention_column_sums(const AttentionColumnSumsParams& params, int th
 
 void column_sparse_attention(const ColumnSparseAttentionParams& params, int threads) {
   const AttentionParams& p = params.attention;
-  if (is_empty(p)) return;
   const ColumnListsParams& columns = params.columns;
   const Tiling tiles = tiling(p.queries, columns.query_group);
   const auto attend = kernels().attend[dtype_index(p.dtype)];
@@ -171,8 +162,8 @@ void column_sparse_attention(const ColumnSparseAttentionParams& params, int thre
       const int64_t first = group * tiles.group_rows + index * tiles.tile_rows;
       tile.rest_out = at(params.rest_out, p.dtype, params.rest_out.offset(batch, head, first));
       tile.rest_lse = params.rest_lse.data + params.rest_lse.offset(batch, head, first);
-      tile.rest_out_stride = params.rest_out.row_stride;
-      tile.rest_lse_stride = params.rest_lse.row_stride;
+      tile.rest_out_stride = params.rest_out.strides[2];
+      tile.rest_lse_stride = params.rest_lse.strides[2];
     }
     attend(tile);
   });
@@ -184,7 +175,6 @@ namespace {
 constexpr int64_t kCombineRows = 256;
 
 void combine(const CombineAttentionParams& p, void (*function)(const AttentionRows&), int threads) {
-  if (p.batch == 0 || p.heads == 0 || p.queries == 0) return;
   const int64_t pieces = ceil_div(p.queries, kCombineRows);
   parallel_for(p.batch * p.heads * pieces, threads, [&](int64_t task, int) {
     const auto [batch, head, piece] = position_of(task, p.heads, pieces);
@@ -196,12 +186,12 @@ void combine(const CombineAttentionParams& p, void (*function)(const AttentionRo
     rows.a_lse = p.a_lse.data + p.a_lse.offset(batch, head, first);
     rows.b_lse = p.b_lse.data + p.b_lse.offset(batch, head, first);
     rows.lse = p.lse.data + p.lse.offset(batch, head, first);
-    rows.a_out_stride = p.a_out.row_stride;
-    rows.b_out_stride = p.b_out.row_stride;
-    rows.out_stride = p.out.row_stride;
-    rows.a_lse_stride = p.a_lse.row_stride;
-    rows.b_lse_stride = p.b_lse.row_stride;
-    rows.lse_stride = p.lse.row_stride;
+    rows.a_out_stride = p.a_out.strides[2];
+    rows.b_out_stride = p.b_out.strides[2];
+    rows.out_stride = p.out.strides[2];
+    rows.a_lse_stride = p.a_lse.strides[2];
+    rows.b_lse_stride = p.b_lse.strides[2];
+    rows.lse_stride = p.lse.strides[2];
     rows.rows = std::min(kCombineRows, p.queries - first);
     rows.head_dim = p.head_dim;
     function(rows);

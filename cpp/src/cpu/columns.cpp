@@ -30,7 +30,7 @@ void for_each_row(int64_t rows, int64_t n, int threads, const Body& body) {
 }
 
 template <class T>
-T* row_of(const RowsParams& rows, int64_t row) {
+T* row_of(const Rows& rows, int64_t row) {
   return static_cast<T*>(rows.data) + rows.offset(row);
 }
 
@@ -112,7 +112,7 @@ class RowSelector {
   explicit RowSelector(const SelectColumnsParams& params)
       : params_(params), type_(score_type(params.scores_dtype)), ranks_(size()), chosen_(size()) {
     if (params.always.data != nullptr) always_.resize(size());
-    if (params.count >= 0) {
+    if (params.by_count()) {
       candidates_.resize(size());
     } else {
       ranking_.resize(size());
@@ -123,7 +123,8 @@ class RowSelector {
 
   void select(int64_t row) {
     read(row);
-    const int64_t by_chance = params_.count >= 0 ? choose_by_count() : choose_by_mass();
+    const int64_t by_chance = params_.by_count() ? choose_by_count(params_.count_of(row))
+                                                 : choose_by_mass(params_.mass_of(row));
     if (by_chance > 0) choose_by_chance(row, by_chance);
     *row_of<int32_t>(params_.counts, row) = static_cast<int32_t>(kernels_.list_mask(
         chosen_.data(), 1, params_.n, params_.capacity, row_of<int32_t>(params_.indices, row)));
@@ -146,9 +147,9 @@ class RowSelector {
   }
 
   // Chooses the columns by rank; the number of columns to draw besides. The same below.
-  int64_t choose_by_count() {
+  int64_t choose_by_count(int64_t count) {
     const int64_t total =
-        std::min(params_.max_count, std::max({params_.count, params_.min_count, always_count_}));
+        std::min(params_.max_count, std::max({count, params_.min_count, always_count_}));
     const int64_t by_chance = std::min(share(total), std::max<int64_t>(0, total - always_count_));
     const int64_t by_rank = total - by_chance;
     if (always_count_ > by_rank) {
@@ -168,7 +169,7 @@ class RowSelector {
     return by_chance;
   }
 
-  int64_t choose_by_mass() {
+  int64_t choose_by_mass(double mass) {
     for (size_t j = 0; j < size(); ++j) {
       ranking_[j] = (static_cast<uint64_t>(~ranks_[j]) << 32) | j;
     }
@@ -183,7 +184,7 @@ class RowSelector {
     double total = 0.0;
     for (const uint64_t pair : ranking_) total += weight(pair);
     // Summed again in the same order, so that mass 1 is reached exactly.
-    const double wanted = params_.mass * total;
+    const double wanted = mass * total;
     int64_t needed = 0;
     for (double sum = 0.0; sum < wanted && needed < params_.n; ++needed) {
       sum += weight(ranking_[static_cast<size_t>(needed)]);
@@ -241,6 +242,11 @@ void select_columns(const SelectColumnsParams& params, int threads) {
   for_each_row(rows, params.n, threads, [&](int64_t row, int worker) {
     selectors[static_cast<size_t>(worker)].select(row);
   });
+}
+
+// Here lists are taken as they come: threads that are done take the next one.
+void order_lists(const ColumnOrderParams& params, int) {
+  std::fill_n(params.order, 2 * params.lists, -1);
 }
 
 void columns_from_mask(const ColumnsMaskParams& params, int threads) {

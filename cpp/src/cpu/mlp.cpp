@@ -34,12 +34,6 @@ int dtype_index(DType dtype) {
   return dtype == DType::kFloat32 ? 0 : dtype == DType::kBFloat16 ? 1 : 2;
 }
 
-template <class T>
-T* offset(T* base, int64_t elements, DType dtype) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return static_cast<Byte*>(base) + elements * size_of(dtype);
-}
-
 MlpActivation inner_activation(Activation activation) {
   switch (activation) {
     case Activation::kGeluTanh:
@@ -84,20 +78,17 @@ void column_sparse_fc1(const ColumnSparseFc1Params& p, int threads) {
     task.tokens = tokens_of_group(p.tokens, group);
     task.channels = p.channels;
     task.hidden = p.hidden;
-    task.x = offset(p.x, batch * p.x_batch_stride + token * p.x_row_stride, p.dtype);
-    task.x_row_stride = p.x_row_stride;
-    task.w1 = p.w1;
-    task.w1_row_stride = p.w1_row_stride;
+    task.x = element(p.x.data, p.dtype, p.x.offset(batch, token));
+    task.x_row_stride = p.x.strides[1];
+    task.w1 = p.w1.data;
+    task.w1_row_stride = p.w1.strides[0];
     task.b1 = p.b1;
     task.list = columns.list(batch, 0, group) + begin;
     task.count = std::min(share, count - begin);
-    task.cache = offset(p.cache, batch * p.cache_batch_stride + token, p.dtype);
-    task.cache_row_stride = p.cache_row_stride;
-    task.delta = offset(
-        p.packed_delta,
-        batch * p.delta_batch_stride + group * p.delta_group_stride + begin * p.delta_row_stride,
-        p.dtype);
-    task.delta_row_stride = p.delta_row_stride;
+    task.cache = element(p.cache.data, p.dtype, p.cache.offset(batch) + token);
+    task.cache_row_stride = p.cache.strides[1];
+    task.delta = element(p.packed_delta.data, p.dtype, p.packed_delta.offset(batch, group, begin));
+    task.delta_row_stride = p.packed_delta.strides[2];
     task.scratch = scratch.of(worker);
     kernels.fc1[dtype_index(p.dtype)](task);
   });
@@ -119,17 +110,14 @@ void column_sparse_fc2(const ColumnSparseFc2Params& p, int threads) {
     Fc2Task task{};
     task.tokens = tokens_of_group(p.tokens, group);
     task.channels = std::min(share, p.out_channels - channel);
-    task.delta = offset(p.packed_delta, batch * p.delta_batch_stride + group * p.delta_group_stride,
-                        p.dtype);
-    task.delta_row_stride = p.delta_row_stride;
-    task.w2t = offset(p.w2t, channel, p.dtype);
-    task.w2t_row_stride = p.w2t_row_stride;
+    task.delta = element(p.packed_delta.data, p.dtype, p.packed_delta.offset(batch, group));
+    task.delta_row_stride = p.packed_delta.strides[2];
+    task.w2t = element(p.w2t.data, p.dtype, channel);
+    task.w2t_row_stride = p.w2t.strides[0];
     task.list = columns.list(batch, 0, group);
     task.count = columns.count(batch, 0, group);
-    task.out =
-        offset(p.out, batch * p.out_batch_stride + group * kMlpGroup * p.out_row_stride + channel,
-               p.dtype);
-    task.out_row_stride = p.out_row_stride;
+    task.out = element(p.out.data, p.dtype, p.out.offset(batch, group * kMlpGroup) + channel);
+    task.out_row_stride = p.out.strides[1];
     task.scratch = scratch.of(worker);
     kernels.fc2[dtype_index(p.dtype)](task);
   });

@@ -9,5 +9,7 @@ namespace chipmunk::cuda {
 void select_columns(const SelectColumnsParams& params, const LaunchSite& site);
 void columns_from_mask(const ColumnsMaskParams& params, const LaunchSite& site);
 void columns_to_mask(const ColumnsMaskParams& params, const LaunchSite& site);
+// Makes lists' order (ColumnLists in chipmunk_kernels/columns.h) from their counts.
+void order_lists(const ColumnOrderParams& params, const LaunchSite& site);
 
 }  // namespace chipmunk::cuda

@@ -7,16 +7,13 @@
 #include "cuda/attention.h"
 #include "ops/check.h"
 #include "ops/column_lists.h"
+#include "ops/cuda_limits.h"
+#include "ops/dispatch.h"
 
 namespace chipmunk {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 256;
-
-template <class T>
-HeadRows<T> head_rows(const TensorView& t) {
-  return {static_cast<T*>(t.data), t.strides[0], t.strides[1], t.strides[2]};
-}
 
 void check_floating(const ArgChecker& check, std::string_view argument, const TensorView& t) {
   check.dtype(argument, t, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
@@ -72,20 +69,6 @@ void check_apart(const ArgChecker& check, const AttentionPart& result, std::stri
   check.no_overlap("lse", result.lse, name, input);
 }
 
-// What the CUDA attention kernels cannot do but the CPU ones can.
-void check_cuda_attention(const ArgChecker& check, const TensorView& q) {
-  if (q.device.type != DeviceType::kCuda) return;
-  if (q.dtype == DType::kFloat32) {
-    check.unsupported(
-        "q", "float32 on " + to_string(q.device) + "; CUDA kernels take bfloat16 and float16");
-  }
-  const int64_t head_dim = q.shape[3];
-  if (head_dim != 64 && head_dim != 96 && head_dim != 128 && head_dim != 256) {
-    check.unsupported("q", "head_dim " + std::to_string(head_dim) + " on " + to_string(q.device) +
-                               "; CUDA kernels take 64, 96, 128 and 256");
-  }
-}
-
 AttentionParams check_attention(const ArgChecker& check, const TensorView& q, const TensorView& k,
                                 const TensorView& v, float softmax_scale,
                                 const AttentionPart& result) {
@@ -117,14 +100,13 @@ AttentionParams check_attention(const ArgChecker& check, const TensorView& q, co
   check_apart(check, result, "q", q);
   check_apart(check, result, "k", k);
   check_apart(check, result, "v", v);
-  check_cuda_attention(check, q);
   return {
       .dtype = q.dtype,
-      .q = head_rows<const void>(q),
-      .k = head_rows<const void>(k),
-      .v = head_rows<const void>(v),
-      .out = head_rows<void>(result.out),
-      .lse = head_rows<float>(result.lse),
+      .q = view_of<const void, 3>(q),
+      .k = view_of<const void, 3>(k),
+      .v = view_of<const void, 3>(v),
+      .out = view_of<void, 3>(result.out),
+      .lse = view_of<float, 3>(result.lse),
       .batch = batch,
       .query_heads = query_heads,
       .kv_heads = kv_heads,
@@ -140,7 +122,7 @@ AttentionColumnSumsParams check_column_sums(const ArgChecker& check, const Atten
                                             const TensorView& v, const TensorView* reference_lse,
                                             int32_t query_group, const AttentionPart& result,
                                             const TensorView& column_sums) {
-  check_query_group(check, "query_group", query_group, q.device);
+  check_query_group(check, "query_group", query_group);
   AttentionColumnSumsParams params{};
   params.attention = p;
   params.query_group = query_group;
@@ -155,7 +137,7 @@ AttentionColumnSumsParams check_column_sums(const ArgChecker& check, const Atten
   check.last_dim_contiguous("column_sums", column_sums);
   check.writable("column_sums", column_sums);
   params.column_sums_dtype = column_sums.dtype;
-  params.column_sums = head_rows<void>(column_sums);
+  params.column_sums = view_of<void, 3>(column_sums);
   check.no_overlap("column_sums", column_sums, "q", q);
   check.no_overlap("column_sums", column_sums, "k", k);
   check.no_overlap("column_sums", column_sums, "v", v);
@@ -169,9 +151,36 @@ AttentionColumnSumsParams check_column_sums(const ArgChecker& check, const Atten
     check.readable("reference_lse", *reference_lse);
     check_apart(check, result, "reference_lse", *reference_lse);
     check.no_overlap("column_sums", column_sums, "reference_lse", *reference_lse);
-    params.reference_lse = head_rows<const float>(*reference_lse);
+    params.reference_lse = view_of<const float, 3>(*reference_lse);
   }
   return params;
+}
+
+// What the CUDA kernels of dense attention take; query_group null where there are no groups.
+void check_cuda_dense(const ArgChecker& check, const TensorView& q, const int32_t* query_group) {
+  const CudaLimitsChecker limits(check, cuda_limits::kDenseAttention, q.device);
+  limits.dtype("q", q.dtype);
+  limits.head_dim("q", q.shape[3]);
+  if (query_group != nullptr) limits.query_group("query_group", *query_group);
+}
+
+void check_cuda_column_sparse(const ArgChecker& check, const ColumnSparseAttentionParams& params,
+                              const TensorView& q, const TensorView& k, const TensorView& v,
+                              const AttentionPart* rest, const AttentionPart& result) {
+  const AttentionParams& p = params.attention;
+  const CudaLimitsChecker limits(check, cuda_limits::kColumnSparseAttention, q.device);
+  limits.dtype("q", q.dtype);
+  limits.head_dim("q", p.head_dim);
+  limits.query_group("columns.query_group", params.columns.query_group);
+  limits.softmax_scale(p.softmax_scale);
+  limits.rows({{"q", &q},
+               {"k", &k},
+               {"v", &v},
+               {"out", &result.out},
+               {"rest.out", rest == nullptr ? nullptr : &rest->out}});
+  limits.fits_int32("q", p.batch * p.query_heads * ((p.queries + 63) / 64), "tiles of 64 rows");
+  limits.fits_int32("k", p.keys, "keys");
+  limits.fits_int32("columns.indices", params.columns.capacity, "columns in a list");
 }
 
 bool same_view(const TensorView& a, const TensorView& b) {
@@ -191,8 +200,8 @@ ColumnSparseAttentionParams check_column_sparse(const ArgChecker& check, const A
   params.columns =
       check_column_lists(check, columns, {{"batch", p.batch}, {"query_heads", p.query_heads}},
                          p.queries, "q", q.device);
-  check_apart(check, result, "columns.indices", columns.indices);
-  check_apart(check, result, "columns.counts", columns.counts);
+  check_apart_from_lists(check, "out", result.out, columns);
+  check_apart_from_lists(check, "lse", result.lse, columns);
   if (rest != nullptr) {
     constexpr PartNames kRest{"rest.out", "rest.lse"};
     check_part(check, kRest, *rest, {p.batch, p.query_heads, p.queries, p.head_dim}, q, "q");
@@ -204,8 +213,8 @@ ColumnSparseAttentionParams check_column_sparse(const ArgChecker& check, const A
     }
     check.no_overlap("out", result.out, kRest.lse, rest->lse);
     check.no_overlap("lse", result.lse, kRest.out, rest->out);
-    params.rest_out = head_rows<const void>(rest->out);
-    params.rest_lse = head_rows<const float>(rest->lse);
+    params.rest_out = view_of<const void, 3>(rest->out);
+    params.rest_lse = view_of<const float, 3>(rest->lse);
   }
   return params;
 }
@@ -225,12 +234,12 @@ CombineAttentionParams check_combine(const ArgChecker& check, const PartNames& a
   check_apart(check, result, b_names.lse, b.lse);
   return {
       .dtype = a.out.dtype,
-      .a_out = head_rows<const void>(a.out),
-      .b_out = head_rows<const void>(b.out),
-      .a_lse = head_rows<const float>(a.lse),
-      .b_lse = head_rows<const float>(b.lse),
-      .out = head_rows<void>(result.out),
-      .lse = head_rows<float>(result.lse),
+      .a_out = view_of<const void, 3>(a.out),
+      .b_out = view_of<const void, 3>(b.out),
+      .a_lse = view_of<const float, 3>(a.lse),
+      .b_lse = view_of<const float, 3>(b.lse),
+      .out = view_of<void, 3>(result.out),
+      .lse = view_of<float, 3>(result.lse),
       .batch = shape.batch,
       .heads = shape.heads,
       .queries = shape.queries,
@@ -244,13 +253,8 @@ void dense_attention(const TensorView& q, const TensorView& k, const TensorView&
                      float softmax_scale, const AttentionPart& result, const Context& context) {
   const ArgChecker check("dense_attention");
   const AttentionParams params = check_attention(check, q, k, v, softmax_scale, result);
-  if (result.lse.numel() == 0) return;
-  switch (q.device.type) {
-    case DeviceType::kCpu:
-      return cpu::dense_attention(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::dense_attention(params, {q.device.index, context.stream});
-  }
+  check_cuda_dense(check, q, nullptr);
+  run_on(q.device, context, params, cpu::dense_attention, cuda::dense_attention);
 }
 
 void dense_attention_column_sums(const TensorView& q, const TensorView& k, const TensorView& v,
@@ -261,13 +265,9 @@ void dense_attention_column_sums(const TensorView& q, const TensorView& k, const
   const AttentionColumnSumsParams params =
       check_column_sums(check, check_attention(check, q, k, v, softmax_scale, result), q, k, v,
                         reference_lse, query_group, result, column_sums);
-  if (result.lse.numel() == 0) return;
-  switch (q.device.type) {
-    case DeviceType::kCpu:
-      return cpu::dense_attention_column_sums(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::dense_attention_column_sums(params, {q.device.index, context.stream});
-  }
+  check_cuda_dense(check, q, &query_group);
+  run_on(q.device, context, params, cpu::dense_attention_column_sums,
+         cuda::dense_attention_column_sums);
 }
 
 void column_sparse_attention(const TensorView& q, const TensorView& k, const TensorView& v,
@@ -277,13 +277,8 @@ void column_sparse_attention(const TensorView& q, const TensorView& k, const Ten
   const ArgChecker check("column_sparse_attention");
   const ColumnSparseAttentionParams params = check_column_sparse(
       check, check_attention(check, q, k, v, softmax_scale, result), q, columns, rest, result);
-  if (result.lse.numel() == 0) return;
-  switch (q.device.type) {
-    case DeviceType::kCpu:
-      return cpu::column_sparse_attention(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::column_sparse_attention(params, {q.device.index, context.stream});
-  }
+  check_cuda_column_sparse(check, params, q, k, v, rest, result);
+  run_on(q.device, context, params, cpu::column_sparse_attention, cuda::column_sparse_attention);
 }
 
 void merge_attention(const AttentionPart& a, const AttentionPart& b, const AttentionPart& result,
@@ -291,13 +286,7 @@ void merge_attention(const AttentionPart& a, const AttentionPart& b, const Atten
   const ArgChecker check("merge_attention");
   const CombineAttentionParams params =
       check_combine(check, {"a.out", "a.lse"}, a, {"b.out", "b.lse"}, b, result);
-  if (result.lse.numel() == 0) return;
-  switch (a.out.device.type) {
-    case DeviceType::kCpu:
-      return cpu::merge_attention(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::merge_attention(params, {a.out.device.index, context.stream});
-  }
+  run_on(a.out.device, context, params, cpu::merge_attention, cuda::merge_attention);
 }
 
 void rest_of_attention(const AttentionPart& whole, const AttentionPart& selected,
@@ -305,13 +294,7 @@ void rest_of_attention(const AttentionPart& whole, const AttentionPart& selected
   const ArgChecker check("rest_of_attention");
   const CombineAttentionParams params = check_combine(
       check, {"whole.out", "whole.lse"}, whole, {"selected.out", "selected.lse"}, selected, result);
-  if (result.lse.numel() == 0) return;
-  switch (whole.out.device.type) {
-    case DeviceType::kCpu:
-      return cpu::rest_of_attention(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::rest_of_attention(params, {whole.out.device.index, context.stream});
-  }
+  run_on(whole.out.device, context, params, cpu::rest_of_attention, cuda::rest_of_attention);
 }
 
 }  // namespace chipmunk

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <span>
 #include <utility>
 
 namespace chipmunk {
@@ -152,6 +153,19 @@ void ArgChecker::last_dim_contiguous(std::string_view argument, const TensorView
   if (t.shape[last] <= 1 || t.strides[last] == 1) return;
   fail(argument, "a contiguous last dimension (stride 1)",
        "stride " + std::to_string(t.strides[last]));
+}
+
+void ArgChecker::contiguous(std::string_view argument, const TensorView& t) const {
+  if (t.numel() == 0) return;
+  int64_t stride = 1;
+  for (int32_t i = t.rank - 1; i >= 0; --i) {
+    if (t.shape[i] > 1 && t.strides[i] != stride) {
+      const auto text = [](int64_t number) { return std::to_string(number); };
+      fail(argument, "a contiguous array",
+           "strides " + join(std::span(t.strides).first(static_cast<size_t>(t.rank)), text));
+    }
+    stride *= t.shape[i];
+  }
 }
 
 void ArgChecker::readable(std::string_view argument, const TensorView& t) const {

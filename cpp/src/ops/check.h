@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "chipmunk_kernels/error.h"
 #include "chipmunk_kernels/tensor.h"
@@ -16,6 +17,9 @@ struct NamedDim {
   std::string_view name;
   int64_t size;
 };
+
+// An argument's name in messages and the tensor; null where the caller left it out.
+using NamedTensor = std::pair<std::string_view, const TensorView*>;
 
 class ArgChecker {
  public:
@@ -39,6 +43,7 @@ class ArgChecker {
   void same_device(std::string_view argument, const TensorView& t, std::string_view other,
                    Device expected) const;
   void last_dim_contiguous(std::string_view argument, const TensorView& t) const;
+  void contiguous(std::string_view argument, const TensorView& t) const;
   // Not null unless empty; not read-only; no two elements at one address (a stride of 0 and the
   // like).
   void readable(std::string_view argument, const TensorView& t) const;

@@ -22,16 +22,30 @@ bool leads_with(const TensorView& t, std::initializer_list<NamedDim> lead, int64
   return t.shape[i] == groups;
 }
 
+// Batch, head and group of lists whose leading dimensions are [batch, heads], or [batch].
+View<int32_t, 3> lists_view(const TensorView& t, int32_t lead_rank) {
+  return {.data = static_cast<int32_t*>(t.data),
+          .strides = {t.strides[0], lead_rank == 2 ? t.strides[1] : 0, t.strides[lead_rank]}};
+}
+
 }  // namespace
 
-void check_query_group(const ArgChecker& check, std::string_view argument, int32_t query_group,
-                       Device device) {
+void check_query_group(const ArgChecker& check, std::string_view argument, int32_t query_group) {
   if (query_group < 1) check.fail(argument, "a positive number", std::to_string(query_group));
-  if (device.type == DeviceType::kCpu) return;
-  if (query_group > 256 || query_group % 64 != 0) {
-    check.unsupported(argument, std::to_string(query_group) + " on " + to_string(device) +
-                                    "; CUDA kernels take 64, 128, 192 and 256");
+}
+
+void check_order(const ArgChecker& check, const ColumnLists& columns, std::string_view other,
+                 Device device) {
+  if (!columns.order) return;
+  const TensorView& order = *columns.order;
+  const int64_t lists = columns.counts.numel();
+  if (order.rank != 2 || order.shape[0] != 2 || order.shape[1] != lists) {
+    check.fail("columns.order", "shape [2, lists=" + std::to_string(lists) + "]", to_string(order));
   }
+  check.dtype("columns.order", order, {DType::kInt32});
+  check.same_device("columns.order", order, other, device);
+  check.contiguous("columns.order", order);
+  check.readable("columns.order", order);
 }
 
 ColumnListsParams check_column_lists(const ArgChecker& check, const ColumnLists& columns,
@@ -40,7 +54,7 @@ ColumnListsParams check_column_lists(const ArgChecker& check, const ColumnLists&
   const TensorView& indices = columns.indices;
   const TensorView& counts = columns.counts;
   const int32_t query_group = columns.query_group;
-  check_query_group(check, "columns.query_group", query_group, device);
+  check_query_group(check, "columns.query_group", query_group);
   const int64_t groups = (rows + query_group - 1) / query_group;
   const int32_t lead_rank = static_cast<int32_t>(lead.size());
   if (indices.rank != lead_rank + 2 || !leads_with(indices, lead, groups)) {
@@ -56,20 +70,22 @@ ColumnListsParams check_column_lists(const ArgChecker& check, const ColumnLists&
   check.last_dim_contiguous("columns.indices", indices);
   check.readable("columns.indices", indices);
   check.readable("columns.counts", counts);
-  const bool has_heads = lead_rank == 2;
+  check_order(check, columns, other, device);
   return {
-      .indices = static_cast<int32_t*>(indices.data),
-      .indices_batch_stride = indices.strides[0],
-      .indices_head_stride = has_heads ? indices.strides[1] : 0,
-      .indices_group_stride = indices.strides[lead_rank],
-      .counts = static_cast<int32_t*>(counts.data),
-      .counts_batch_stride = counts.strides[0],
-      .counts_head_stride = has_heads ? counts.strides[1] : 0,
-      .counts_group_stride = counts.strides[lead_rank],
+      .indices = lists_view(indices, lead_rank),
+      .counts = lists_view(counts, lead_rank),
+      .order = columns.order ? static_cast<const int32_t*>(columns.order->data) : nullptr,
       .groups = groups,
       .capacity = indices.shape[lead_rank + 1],
       .query_group = query_group,
   };
+}
+
+void check_apart_from_lists(const ArgChecker& check, std::string_view argument,
+                            const TensorView& output, const ColumnLists& columns) {
+  check.no_overlap(argument, output, "columns.indices", columns.indices);
+  check.no_overlap(argument, output, "columns.counts", columns.counts);
+  if (columns.order) check.no_overlap(argument, output, "columns.order", *columns.order);
 }
 
 }  // namespace chipmunk

@@ -10,15 +10,23 @@
 
 namespace chipmunk {
 
-// Rows that share a list: any positive number on the CPU, 64, 128, 192 or 256 on a GPU.
-void check_query_group(const ArgChecker& check, std::string_view argument, int32_t query_group,
-                       Device device);
+// Rows that share a list: a positive number.
+void check_query_group(const ArgChecker& check, std::string_view argument, int32_t query_group);
+
+// The lists' order, if there is one: [2, lists] int32, contiguous, on `device` (that of the
+// argument `other`). Needs counts that are right. Contents are not looked at.
+void check_order(const ArgChecker& check, const ColumnLists& columns, std::string_view other,
+                 Device device);
 
 // The lists of an op that runs over `rows` query rows: indices [*lead, groups, capacity] and counts
 // [*lead, groups] with groups = ceil(rows / query_group), int32, on `device` (that of the argument
-// `other`). `lead` is {batch, heads}, or {batch}. The lists' contents are not looked at.
+// `other`). `lead` is {batch, heads}, or {batch}. Contents are not looked at.
 ColumnListsParams check_column_lists(const ArgChecker& check, const ColumnLists& columns,
                                      std::initializer_list<NamedDim> lead, int64_t rows,
                                      std::string_view other, Device device);
+
+// No output may share memory with the lists.
+void check_apart_from_lists(const ArgChecker& check, std::string_view argument,
+                            const TensorView& output, const ColumnLists& columns);
 
 }  // namespace chipmunk

@@ -3,24 +3,17 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "cpu/columns.h"
 #include "cuda/columns.h"
 #include "ops/check.h"
+#include "ops/column_lists.h"
+#include "ops/cuda_limits.h"
+#include "ops/dispatch.h"
 
 namespace chipmunk {
 namespace {
-
-// `t` [*lead, last] as rows; where `has_last` is false, every dimension leads.
-RowsParams rows_of(const TensorView& t, bool has_last = true) {
-  RowsParams rows{};
-  rows.data = t.data;
-  rows.rank = has_last ? t.rank - 1 : t.rank;
-  std::copy_n(t.shape.begin(), rows.rank, rows.shape);
-  std::copy_n(t.strides.begin(), rows.rank, rows.strides);
-  rows.last_stride = has_last ? t.strides[t.rank - 1] : 1;
-  return rows;
-}
 
 // `t` broadcast to the shape of `to`: trailing dimensions align, those of size 1 repeat.
 TensorView broadcast_to(const ArgChecker& check, const char* argument, const TensorView& t,
@@ -78,15 +71,30 @@ void check_lists(const ArgChecker& check, const ColumnLists& columns, const char
   check.last_dim_contiguous("columns.indices", indices);
   check.readable("columns.indices", indices);
   check.readable("columns.counts", counts);
+  check_order(check, columns, other, rows.device);
 }
 
-void check_lists_writable(const ArgChecker& check, const ColumnLists& columns, const char* other,
-                          const TensorView& rows) {
-  check.writable("columns.indices", columns.indices);
-  check.writable("columns.counts", columns.counts);
+const TensorView* pointer_to(const std::optional<TensorView>& t) { return t ? &*t : nullptr; }
+
+// The lists as outputs: writable, apart from one another and from the inputs.
+void check_lists_writable(const ArgChecker& check, const ColumnLists& columns,
+                          std::initializer_list<NamedTensor> inputs) {
+  const NamedTensor outputs[] = {{"columns.indices", &columns.indices},
+                                 {"columns.counts", &columns.counts},
+                                 {"columns.order", pointer_to(columns.order)}};
+  for (const auto& [name, output] : outputs) {
+    if (output != nullptr) check.writable(name, *output);
+  }
   check.no_overlap("columns.indices", columns.indices, "columns.counts", columns.counts);
-  check.no_overlap("columns.indices", columns.indices, other, rows);
-  check.no_overlap("columns.counts", columns.counts, other, rows);
+  for (const auto& [name, output] : outputs) {
+    if (output == nullptr) continue;
+    for (const auto& [other, input] : inputs) {
+      if (input != nullptr) check.no_overlap(name, *output, other, *input);
+    }
+  }
+  if (!columns.order) return;
+  check.no_overlap("columns.order", *columns.order, "columns.indices", columns.indices);
+  check.no_overlap("columns.order", *columns.order, "columns.counts", columns.counts);
 }
 
 void check_fraction(const ArgChecker& check, const char* argument, double fraction) {
@@ -98,10 +106,30 @@ void check_not_negative(const ArgChecker& check, const char* argument, int64_t n
   if (number < 0) check.fail(argument, "a number of columns >= 0", std::to_string(number));
 }
 
+// One number for all lists, or an array of them, or neither; whether there is one.
+bool check_either(const ArgChecker& check, const char* argument, bool number, const char* array,
+                  bool per_list) {
+  if (number && per_list) {
+    check.fail(argument, std::string("only one of ") + argument + " and " + array, "both");
+  }
+  return number || per_list;
+}
+
 void check_selection(const ArgChecker& check, const ColumnSelection& selection, int64_t n,
                      int64_t capacity) {
-  if (selection.count.has_value() == selection.mass.has_value()) {
-    check.fail("count", "exactly one of count and mass", selection.count ? "both" : "neither");
+  const bool by_count = check_either(check, "count", selection.count.has_value(), "count_per_list",
+                                     selection.count_per_list.has_value());
+  const bool by_mass = check_either(check, "mass", selection.mass.has_value(), "mass_per_list",
+                                    selection.mass_per_list.has_value());
+  if (by_count == by_mass) {
+    check.fail("count", "exactly one of count and mass", by_count ? "both" : "neither");
+  }
+  if ((selection.count_per_list || selection.mass_per_list) && !selection.max_count) {
+    check.fail("max_count",
+               std::string("a number, as ") +
+                   (selection.count_per_list ? "count_per_list" : "mass_per_list") +
+                   " gives no capacity",
+               "none");
   }
   if (selection.count) check_not_negative(check, "count", *selection.count);
   if (selection.mass) check_fraction(check, "mass", *selection.mass);
@@ -131,6 +159,21 @@ ColumnsMaskParams mask_params(const TensorView& mask, const ColumnLists& columns
   };
 }
 
+void check_cuda(const ArgChecker& check, const ColumnLists& columns) {
+  const CudaLimitsChecker limits(check, cuda_limits::kColumns, columns.counts.device);
+  limits.fits_int32("columns.counts", columns.counts.numel(), "lists");
+}
+
+// Fills the lists' order where the caller wants one.
+void make_order(const ColumnLists& columns, const Context& context) {
+  if (!columns.order) return;
+  const ColumnOrderParams params{.counts = rows_of(columns.counts, false),
+                                 .lists = columns.counts.numel(),
+                                 .capacity = columns.indices.shape[columns.indices.rank - 1],
+                                 .order = static_cast<int32_t*>(columns.order->data)};
+  run_on(columns.counts.device, context, params, cpu::order_lists, cuda::order_lists);
+}
+
 // "[0, 2]": the position of row `row` of `counts`.
 std::string row_position(const TensorView& counts, int64_t row) {
   TensorView position = counts;
@@ -139,6 +182,48 @@ std::string row_position(const TensorView& counts, int64_t row) {
     row /= counts.shape[i];
   }
   return to_string(position);
+}
+
+// Every list is on one chain from the heads, which lead the first row.
+void validate_order(const ArgChecker& check, const TensorView& order) {
+  const int64_t lists = order.shape[1];
+  const auto* heads = static_cast<const int32_t*>(order.data);
+  const int32_t* next = heads + lists;
+  if (lists == 0 || heads[0] == -1) return;  // as they come
+  const auto entry = [](int64_t row, int64_t i) {
+    TensorView at;
+    at.rank = 2;
+    at.shape = {row, i};
+    return to_string(at);
+  };
+  std::vector<bool> taken(static_cast<size_t>(lists));
+  const auto take = [&](int32_t list, int64_t row, int64_t i) {
+    if (list < 0 || list >= lists) {
+      check.fail("columns.order", "lists from 0 to " + std::to_string(lists) + ", exclusive, or -1",
+                 std::to_string(list) + " at " + entry(row, i));
+    }
+    if (taken[static_cast<size_t>(list)]) {
+      check.fail("columns.order", "every list once",
+                 std::to_string(list) + " once more at " + entry(row, i));
+    }
+    taken[static_cast<size_t>(list)] = true;
+  };
+  int64_t head = 0;
+  for (; head < lists && heads[head] != -1; ++head) {
+    take(heads[head], 0, head);
+    for (int32_t list = heads[head]; next[list] != -1; list = next[list]) take(next[list], 1, list);
+  }
+  for (; head < lists; ++head) {
+    if (heads[head] != -1) {
+      check.fail("columns.order", "no first list after a -1",
+                 std::to_string(heads[head]) + " at " + entry(0, head));
+    }
+  }
+  const auto left = std::find(taken.begin(), taken.end(), false);
+  if (left != taken.end()) {
+    check.fail("columns.order", "every list once",
+               "none for list " + std::to_string(left - taken.begin()));
+  }
 }
 
 }  // namespace
@@ -150,7 +235,6 @@ void select_columns(const TensorView& scores, const TensorView* always,
   check_rows(check, "scores", scores);
   check.dtype("scores", scores, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   check_lists(check, columns, "scores", scores);
-  check_lists_writable(check, columns, "scores", scores);
   const int64_t n = scores.shape[scores.rank - 1];
   const int64_t capacity = columns.indices.shape[columns.indices.rank - 1];
   check_selection(check, selection, n, capacity);
@@ -162,9 +246,23 @@ void select_columns(const TensorView& scores, const TensorView* always,
     check.same_device("always", *always, "scores", scores.device);
     check.readable("always", *always);
     params.always = rows_of(broadcast_to(check, "always", *always, "scores", scores));
-    check.no_overlap("columns.indices", columns.indices, "always", *always);
-    check.no_overlap("columns.counts", columns.counts, "always", *always);
   }
+  const auto per_list = [&](const char* argument, const std::optional<TensorView>& t,
+                            DType dtype) -> Rows {
+    if (!t) return {};
+    check.dtype(argument, *t, {dtype});
+    check.same_device(argument, *t, "scores", scores.device);
+    check.readable(argument, *t);
+    return rows_of(broadcast_to(check, argument, *t, "columns.counts", columns.counts), false);
+  };
+  params.count_per_list = per_list("count_per_list", selection.count_per_list, DType::kInt32);
+  params.mass_per_list = per_list("mass_per_list", selection.mass_per_list, DType::kFloat32);
+  check_lists_writable(check, columns,
+                       {{"scores", &scores},
+                        {"always", always},
+                        {"count_per_list", pointer_to(selection.count_per_list)},
+                        {"mass_per_list", pointer_to(selection.mass_per_list)}});
+  check_cuda(check, columns);
   params.n = n;
   params.count = selection.count.value_or(-1);
   params.mass = selection.mass.value_or(0.0);
@@ -175,13 +273,8 @@ void select_columns(const TensorView& scores, const TensorView* always,
   params.indices = rows_of(columns.indices);
   params.counts = rows_of(columns.counts, false);
   params.capacity = capacity;
-  if (columns.counts.numel() == 0) return;
-  switch (scores.device.type) {
-    case DeviceType::kCpu:
-      return cpu::select_columns(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::select_columns(params, {scores.device.index, context.stream});
-  }
+  run_on(scores.device, context, params, cpu::select_columns, cuda::select_columns);
+  make_order(columns, context);
 }
 
 void columns_from_mask(const TensorView& mask, const ColumnLists& columns, const Context& context) {
@@ -189,15 +282,11 @@ void columns_from_mask(const TensorView& mask, const ColumnLists& columns, const
   check_rows(check, "mask", mask);
   check.dtype("mask", mask, {DType::kBool});
   check_lists(check, columns, "mask", mask);
-  check_lists_writable(check, columns, "mask", mask);
-  if (columns.counts.numel() == 0) return;
-  const ColumnsMaskParams params = mask_params(mask, columns);
-  switch (mask.device.type) {
-    case DeviceType::kCpu:
-      return cpu::columns_from_mask(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::columns_from_mask(params, {mask.device.index, context.stream});
-  }
+  check_lists_writable(check, columns, {{"mask", &mask}});
+  check_cuda(check, columns);
+  run_on(mask.device, context, mask_params(mask, columns), cpu::columns_from_mask,
+         cuda::columns_from_mask);
+  make_order(columns, context);
 }
 
 void columns_to_mask(const ColumnLists& columns, const TensorView& mask, const Context& context) {
@@ -206,16 +295,10 @@ void columns_to_mask(const ColumnLists& columns, const TensorView& mask, const C
   check.dtype("mask", mask, {DType::kBool});
   check.writable("mask", mask);
   check_lists(check, columns, "mask", mask);
-  check.no_overlap("mask", mask, "columns.indices", columns.indices);
-  check.no_overlap("mask", mask, "columns.counts", columns.counts);
-  if (mask.numel() == 0) return;
-  const ColumnsMaskParams params = mask_params(mask, columns);
-  switch (mask.device.type) {
-    case DeviceType::kCpu:
-      return cpu::columns_to_mask(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::columns_to_mask(params, {mask.device.index, context.stream});
-  }
+  check_apart_from_lists(check, "mask", mask, columns);
+  check_cuda(check, columns);
+  run_on(mask.device, context, mask_params(mask, columns), cpu::columns_to_mask,
+         cuda::columns_to_mask);
 }
 
 void validate_columns(const ColumnLists& columns, int64_t n, const Context&) {
@@ -232,9 +315,10 @@ void validate_columns(const ColumnLists& columns, int64_t n, const Context&) {
                       "lists on " + to_string(indices.device) +
                           " cannot be looked into; copy them to the CPU and validate there");
   }
+  if (columns.order) validate_order(check, *columns.order);
   const int64_t capacity = indices.shape[indices.rank - 1];
-  const RowsParams lists = rows_of(indices);
-  const RowsParams list_counts = rows_of(counts, false);
+  const Rows lists = rows_of(indices);
+  const Rows list_counts = rows_of(counts, false);
   for (int64_t row = 0; row < list_counts.rows(); ++row) {
     const int32_t count = static_cast<const int32_t*>(list_counts.data)[list_counts.offset(row)];
     if (count < 0 || count > capacity) {

@@ -3,7 +3,7 @@
 #include "chipmunk_kernels/version.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
-#include "cuda/device_info.h"
+#include "cuda/host/device_info.h"
 
 namespace chipmunk {
 

@@ -6,16 +6,19 @@
 #include "cuda/mlp.h"
 #include "ops/check.h"
 #include "ops/column_lists.h"
+#include "ops/cuda_limits.h"
+#include "ops/dispatch.h"
 
 namespace chipmunk {
 namespace {
 
-// The tensor whose dtype and device the others must have.
-void check_first(const ArgChecker& check, const char* argument, const TensorView& t) {
+void check_floating(const ArgChecker& check, const char* argument, const TensorView& t) {
   check.dtype(argument, t, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
-  if (t.device.type == DeviceType::kCuda && t.dtype == DType::kFloat32) {
-    check.unsupported(argument, "float32 runs on the CPU only; use bfloat16 or float16 on a GPU");
-  }
+}
+
+// What the CUDA kernels take, after everything that finds a caller's mistake.
+void check_cuda(const ArgChecker& check, const char* argument, const TensorView& t) {
+  CudaLimitsChecker(check, cuda_limits::kMlp, t.device).dtype(argument, t.dtype);
 }
 
 void check_like(const ArgChecker& check, const char* argument, const TensorView& t,
@@ -35,19 +38,12 @@ ColumnListsParams check_mlp_lists(const ArgChecker& check, const ColumnLists& co
   return check_column_lists(check, columns, {{"batch", batch}}, tokens, other, device);
 }
 
-// No output may share memory with the lists.
-void check_apart_from_lists(const ArgChecker& check, const char* argument, const TensorView& output,
-                            const ColumnLists& columns) {
-  check.no_overlap(argument, output, "columns.indices", columns.indices);
-  check.no_overlap(argument, output, "columns.counts", columns.counts);
-}
-
 ColumnSparseFc1Params check_fc1(const ArgChecker& check, const TensorView& x, const TensorView& w1,
                                 const TensorView* b1, const ColumnLists& columns,
                                 Activation activation, const char* cache_name,
                                 const TensorView& cache, const TensorView& delta) {
   check.rank("x", x, {"batch", "tokens", "channels"});
-  check_first(check, "x", x);
+  check_floating(check, "x", x);
   check.last_dim_contiguous("x", x);
   check.readable("x", x);
   const int64_t batch = x.shape[0], tokens = x.shape[1], channels = x.shape[2];
@@ -89,20 +85,12 @@ ColumnSparseFc1Params check_fc1(const ArgChecker& check, const TensorView& x, co
   return {
       .dtype = x.dtype,
       .activation = activation,
-      .x = x.data,
-      .x_batch_stride = x.strides[0],
-      .x_row_stride = x.strides[1],
-      .w1 = w1.data,
-      .w1_row_stride = w1.strides[0],
+      .x = view_of<const void, 2>(x),
+      .w1 = view_of<const void, 1>(w1),
       .b1 = b1 == nullptr ? nullptr : b1->data,
       .columns = lists,
-      .cache = cache.data,
-      .cache_batch_stride = cache.strides[0],
-      .cache_row_stride = cache.strides[1],
-      .packed_delta = delta.data,
-      .delta_batch_stride = delta.strides[0],
-      .delta_group_stride = delta.strides[1],
-      .delta_row_stride = delta.strides[2],
+      .cache = view_of<void, 2>(cache),
+      .packed_delta = view_of<void, 3>(delta),
       .batch = batch,
       .tokens = tokens,
       .channels = channels,
@@ -114,7 +102,7 @@ ColumnSparseFc2Params check_fc2(const ArgChecker& check, const TensorView& delta
                                 const TensorView& w2t, const ColumnLists& columns,
                                 const char* out_name, const TensorView& out) {
   check.rank(out_name, out, {"batch", "tokens", "out_channels"});
-  check_first(check, out_name, out);
+  check_floating(check, out_name, out);
   check.last_dim_contiguous(out_name, out);
   check.writable(out_name, out);
   const int64_t batch = out.shape[0], tokens = out.shape[1], out_channels = out.shape[2];
@@ -138,16 +126,10 @@ ColumnSparseFc2Params check_fc2(const ArgChecker& check, const TensorView& delta
 
   return {
       .dtype = out.dtype,
-      .packed_delta = delta.data,
-      .delta_batch_stride = delta.strides[0],
-      .delta_group_stride = delta.strides[1],
-      .delta_row_stride = delta.strides[2],
-      .w2t = w2t.data,
-      .w2t_row_stride = w2t.strides[0],
+      .packed_delta = view_of<const void, 3>(delta),
+      .w2t = view_of<const void, 1>(w2t),
       .columns = lists,
-      .out = out.data,
-      .out_batch_stride = out.strides[0],
-      .out_row_stride = out.strides[1],
+      .out = view_of<void, 2>(out),
       .batch = batch,
       .tokens = tokens,
       .hidden = w2t.shape[0],
@@ -193,49 +175,31 @@ void column_sparse_fc1(const TensorView& x, const TensorView& w1, const TensorVi
                        const ColumnLists& columns, Activation activation,
                        const TensorView& activation_cache, const TensorView& packed_delta,
                        const Context& context) {
-  const ColumnSparseFc1Params params =
-      check_fc1(ArgChecker("column_sparse_fc1"), x, w1, b1, columns, activation, "activation_cache",
-                activation_cache, packed_delta);
-  if (packed_delta.numel() == 0) return;
-  switch (x.device.type) {
-    case DeviceType::kCpu:
-      return cpu::column_sparse_fc1(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::column_sparse_fc1(params, {x.device.index, context.stream});
-  }
+  const ArgChecker check("column_sparse_fc1");
+  const ColumnSparseFc1Params params = check_fc1(
+      check, x, w1, b1, columns, activation, "activation_cache", activation_cache, packed_delta);
+  check_cuda(check, "x", x);
+  run_on(x.device, context, params, cpu::column_sparse_fc1, cuda::column_sparse_fc1);
 }
 
 void column_sparse_fc2(const TensorView& packed_delta, const TensorView& w2t,
                        const ColumnLists& columns, const TensorView& out, const Context& context) {
-  const ColumnSparseFc2Params params =
-      check_fc2(ArgChecker("column_sparse_fc2"), packed_delta, w2t, columns, "out", out);
-  if (packed_delta.numel() == 0 || out.numel() == 0) return;
-  switch (out.device.type) {
-    case DeviceType::kCpu:
-      return cpu::column_sparse_fc2(params, context.cpu_threads);
-    case DeviceType::kCuda:
-      return cuda::column_sparse_fc2(params, {out.device.index, context.stream});
-  }
+  const ArgChecker check("column_sparse_fc2");
+  const ColumnSparseFc2Params params = check_fc2(check, packed_delta, w2t, columns, "out", out);
+  check_cuda(check, "out", out);
+  run_on(out.device, context, params, cpu::column_sparse_fc2, cuda::column_sparse_fc2);
 }
 
 void column_sparse_mlp(const TensorView& x, const TensorView& w1, const TensorView* b1,
                        const TensorView& w2t, const ColumnLists& columns, Activation activation,
                        const MlpCache& cache, const TensorView& packed_delta,
                        const Context& context) {
-  const ColumnSparseMlpParams params = check_mlp(ArgChecker("column_sparse_mlp"), x, w1, b1, w2t,
-                                                 columns, activation, cache, packed_delta);
-  if (packed_delta.numel() == 0) return;
-  const bool has_output = cache.output.numel() > 0;
-  switch (x.device.type) {
-    case DeviceType::kCpu:
-      cpu::column_sparse_fc1(params.fc1, context.cpu_threads);
-      if (has_output) cpu::column_sparse_fc2(params.fc2, context.cpu_threads);
-      return;
-    case DeviceType::kCuda:
-      cuda::column_sparse_fc1(params.fc1, {x.device.index, context.stream});
-      if (has_output) cuda::column_sparse_fc2(params.fc2, {x.device.index, context.stream});
-      return;
-  }
+  const ArgChecker check("column_sparse_mlp");
+  const ColumnSparseMlpParams params =
+      check_mlp(check, x, w1, b1, w2t, columns, activation, cache, packed_delta);
+  check_cuda(check, "x", x);
+  run_on(x.device, context, params.fc1, cpu::column_sparse_fc1, cuda::column_sparse_fc1);
+  run_on(x.device, context, params.fc2, cpu::column_sparse_fc2, cuda::column_sparse_fc2);
 }
 
 }  // namespace chipmunk

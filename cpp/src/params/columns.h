@@ -1,79 +1,81 @@
-// Checked, plain data for the column ops. Strides are in elements.
+// Checked, plain data for the column ops.
 #pragma once
 
 #include <cstdint>
 
-#include "chipmunk_kernels/tensor.h"
+#include "params/view.h"
 
 namespace chipmunk {
 
-// Column lists with their leading dimensions flattened to [batch, heads]; `heads` is 1 for the MLP.
+// Column lists with their leading dimensions flattened to [batch, heads]; `heads` is 1 for the MLP,
+// and its stride 0.
 struct ColumnListsParams {
-  int32_t* indices;
-  int64_t indices_batch_stride, indices_head_stride, indices_group_stride;
-  int32_t* counts;
-  int64_t counts_batch_stride, counts_head_stride, counts_group_stride;
+  View<int32_t, 3> indices;  // [batch, heads, groups] of [capacity]
+  View<int32_t, 3> counts;   // [batch, heads, groups]
+  const int32_t* order;      // [2, lists], contiguous (ColumnLists in columns.h); null: none
   int64_t groups;
   int64_t capacity;
   int32_t query_group;
 
   constexpr const int32_t* list(int64_t batch, int64_t head, int64_t group) const {
-    return indices + batch * indices_batch_stride + head * indices_head_stride +
-           group * indices_group_stride;
+    return indices.data + indices.offset(batch, head, group);
   }
   constexpr int32_t count(int64_t batch, int64_t head, int64_t group) const {
-    return counts[batch * counts_batch_stride + head * counts_head_stride +
-                  group * counts_group_stride];
-  }
-};
-
-// Rows [*lead, groups] flattened: row i of a tensor whose leading dimensions collapse to one
-// stride, or do not; `shape` and `strides` then give the position of a row.
-struct RowsParams {
-  void* data;
-  int32_t rank;               // of the leading dimensions, 0..kMaxRank-1
-  int64_t shape[kMaxRank];    // leading dimensions only
-  int64_t strides[kMaxRank];  // in elements, of the leading dimensions
-  int64_t last_stride;        // of the last dimension; 1 where there is none
-
-  constexpr int64_t rows() const {
-    int64_t n = 1;
-    for (int32_t i = 0; i < rank; ++i) n *= shape[i];
-    return n;
-  }
-  // Offset in elements of row `row`, counted in row-major order over the leading dimensions.
-  constexpr int64_t offset(int64_t row) const {
-    int64_t offset = 0;
-    for (int32_t i = rank - 1; i >= 0; --i) {
-      offset += row % shape[i] * strides[i];
-      row /= shape[i];
-    }
-    return offset;
+    return counts.data[counts.offset(batch, head, group)];
   }
 };
 
 struct SelectColumnsParams {
-  RowsParams scores;  // [rows] x [n]
+  Rows scores;  // [lists] x [n]
   DType scores_dtype;
-  RowsParams always;  // bool, broadcast to scores; data null where not given
+  Rows always;  // bool, broadcast to scores; data null where not given
   int64_t n;
-  int64_t count;  // -1: by mass
-  double mass;
+  int64_t count;        // of every list; -1 where count_per_list or a mass is given instead
+  double mass;          // of every list, where neither a count nor mass_per_list is given
+  Rows count_per_list;  // int32 [lists]; data null where not given
+  Rows mass_per_list;   // float32 [lists]; data null where not given
   int64_t min_count, max_count;  // max_count <= capacity
   double random_fraction;
   uint64_t seed;
-  RowsParams indices;  // int32 [rows] x [capacity]
-  RowsParams counts;   // int32 [rows]
+  Rows indices;  // int32 [lists] x [capacity]
+  Rows counts;   // int32 [lists]
   int64_t capacity;
+
+  constexpr bool empty() const { return counts.rows() == 0; }
+  constexpr bool by_count() const { return count >= 0 || count_per_list.data != nullptr; }
+  // What list `list` asks for. Values of an array are clamped, as nobody has looked at them.
+  constexpr int64_t count_of(int64_t list) const {
+    if (count_per_list.data == nullptr) return count;
+    const int64_t given =
+        static_cast<const int32_t*>(count_per_list.data)[count_per_list.offset(list)];
+    return given < 0 ? 0 : given < n ? given : n;
+  }
+  constexpr double mass_of(int64_t list) const {
+    if (mass_per_list.data == nullptr) return mass;
+    const double given = static_cast<const float*>(mass_per_list.data)[mass_per_list.offset(list)];
+    return given > 0.0 ? (given < 1.0 ? given : 1.0) : 0.0;  // NaN: 0
+  }
 };
 
 // Between lists and a mask, either way.
 struct ColumnsMaskParams {
-  RowsParams mask;     // bool [rows] x [n], last dimension of any stride
-  RowsParams indices;  // int32 [rows] x [capacity]
-  RowsParams counts;   // int32 [rows]
+  Rows mask;     // bool [lists] x [n], last dimension of any stride
+  Rows indices;  // int32 [lists] x [capacity]
+  Rows counts;   // int32 [lists]
   int64_t n;
   int64_t capacity;
+
+  constexpr bool empty() const { return counts.rows() == 0; }
+};
+
+// Makes the order in which multiprocessors take the lists.
+struct ColumnOrderParams {
+  Rows counts;  // int32 [lists]
+  int64_t lists;
+  int64_t capacity;  // of the lists; a greater count stands for it
+  int32_t* order;    // [2, lists], contiguous
+
+  constexpr bool empty() const { return lists == 0; }
 };
 
 }  // namespace chipmunk

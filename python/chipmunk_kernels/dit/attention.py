@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import chipmunk_kernels as ck
+from chipmunk_kernels.arguments import integer
 from chipmunk_kernels.dit.config import AttentionConfig, ChipmunkConfig
 from chipmunk_kernels.dit.groups import group_mean
 from chipmunk_kernels.dit.schedule import Progress
@@ -58,7 +59,7 @@ class SparseAttention(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.layer = layer
+        self.layer = integer("SparseAttention", "layer", layer)
         self.progress = Progress() if progress is None else progress
         self._counts_steps = progress is None
         self._states = BranchStates(AttentionState)
@@ -143,7 +144,8 @@ class SparseAttention(nn.Module):
             return None
         key_shape = state.shape[1]
         assert isinstance(key_shape, torch.Size)
-        return torch.as_tensor(state.columns.counts).float() / key_shape[2]
+        counts: Tensor = state.columns.counts
+        return counts.float() / key_shape[2]
 
     def _restart(self, state: AttentionState, shape: tuple[object, ...]) -> AttentionState:
         state.shape, state.columns, state.lse = shape, None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from chipmunk_kernels.arguments import take_numbers
 from chipmunk_kernels.dit.schedule import Schedule
 
 RestRule = Literal["merge", "difference", "none"]
@@ -65,6 +66,7 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        take_numbers(self)
         given = [name for name in ("fraction", "count", "mass") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -114,6 +116,7 @@ class MlpConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        take_numbers(self)
         if (self.fraction is None) == (self.count is None):
             raise ValueError(
                 f"MlpConfig: expected exactly one of fraction and count, "
@@ -145,6 +148,7 @@ class StepCacheConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        take_numbers(self)
         if not self.skip_steps and self.threshold is None:
             raise ValueError("StepCacheConfig: expected skip_steps, threshold or both, got neither")
         if any(step < 0 for step in self.skip_steps):
@@ -182,6 +186,7 @@ class ChipmunkConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        take_numbers(self)
         _check_least("ChipmunkConfig", "dense_layers", self.dense_layers, 0)
         if self.token_order not in (None, "voxels", "patches"):
             raise ValueError(

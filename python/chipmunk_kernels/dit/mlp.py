@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import chipmunk_kernels as ck
+from chipmunk_kernels.arguments import integer
 from chipmunk_kernels.dit.attention import random_seed
 from chipmunk_kernels.dit.config import ChipmunkConfig, MlpConfig
 from chipmunk_kernels.dit.groups import group_mean
@@ -60,8 +61,8 @@ class SparseMlp(nn.Module):
 
     fc1 and fc2 stay where they are in a model's `state_dict` if this module takes their parent's
     place. Inference only; state is no part of the `state_dict`. The sparse kernel reads fc2's
-    weight transposed; a transposed copy is kept, renewed when the weight changes and once a
-    generation.
+    weight transposed; a transposed copy is kept until `reset`, renewed when the weight changes and
+    once a generation.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class SparseMlp(nn.Module):
         self.fc1 = fc1
         self.fc2 = fc2
         self.activation: Activation = activation
-        self.layer = layer
+        self.layer = integer("SparseMlp", "layer", layer)
         self.progress = Progress() if progress is None else progress
         self._counts_steps = progress is None
         self._states = BranchStates(MlpState)
@@ -145,6 +146,7 @@ class SparseMlp(nn.Module):
     def reset(self) -> None:
         """Forgets all caches now, and the steps if this module counts them itself."""
         self._states.clear()
+        self._w2t = None
         if self._counts_steps:
             self.progress.reset()
 
@@ -158,7 +160,8 @@ class SparseMlp(nn.Module):
         columns = self.columns(branch)
         if columns is None:
             return None
-        return torch.as_tensor(columns.counts).float() / self.fc2.in_features
+        counts: Tensor = columns.counts
+        return counts.float() / self.fc2.in_features
 
     def _full_step(self, state: MlpState, x: Tensor) -> Tensor:
         if state.cache is None:  # a new generation: weights may have been changed through .data
@@ -184,7 +187,8 @@ class SparseMlp(nn.Module):
             query_group=_GROUP,
         )
         state.columns = columns
-        state.means = torch.where(torch.as_tensor(columns.to_mask(hidden)), means, state.means)
+        selected: Tensor = columns.to_mask(hidden)
+        state.means = torch.where(selected, means, state.means)
         return ck.column_sparse_mlp(
             x,
             self.fc1.weight,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from chipmunk_kernels.arguments import integer, integers, refuse, take_numbers
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -22,6 +24,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        take_numbers(self)
         if (self.every is None) == (self.steps is None):
             raise ValueError(
                 f"Schedule: expected exactly one of every and steps, "
@@ -92,10 +95,15 @@ class Progress:
         """
         if step is None:
             step = self._last_step.get(branch, -1) + 1
+        step = integer("Progress.begin", "step", step)
         if step < 0:
             raise ValueError(f"Progress.begin: step: expected at least 0, got {step}")
-        if image is not None and not 0 <= image[0] < image[1]:
-            raise ValueError(f"Progress.begin: image: expected 0 <= start < stop, got {image}")
+        if image is not None:
+            expected = "0 <= start < stop"
+            given = integers("Progress.begin", "image", image, expected)
+            if len(given) != 2 or not 0 <= given[0] < given[1]:
+                refuse("Progress.begin", "image", expected, given)
+            image = given[0], given[1]
         self.branch, self.step, self.image = branch, step, image
         self._last_step[branch] = step
 

@@ -1,7 +1,7 @@
 """What the ops need of an array library: allocation, and a way to launch an op.
 
 The library of an op's first array decides for the others: its outputs are of that library, on that
-device, and the op runs on that library's current stream. torch lives in `torch_library.py`, and is
+device, and the op runs on that library's current stream. torch lives in `ops/torch.py`, and is
 touched only where the caller has imported it.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from chipmunk_kernels import _core
+from chipmunk_kernels.arguments import refuse, type_name
 from chipmunk_kernels.ops import checked
 
 
@@ -57,7 +58,12 @@ class NumpyArrays:
     """numpy: arrays on the CPU; bfloat16 through ml_dtypes."""
 
     def check(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Nothing to refuse: the extension looks at every array."""
+        """Refuses masked arrays, whose mask no op would see."""
+        for name, array in arrays.items():
+            if array is None or type(array) is np.ndarray:
+                continue
+            if isinstance(array, np.ma.MaskedArray):
+                refuse(op, name, "an array without a mask", cast("object", array))
 
     def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
         """Nothing to refuse: read-only arrays say so themselves."""
@@ -212,7 +218,7 @@ def library_of(op: str, argument: str, array: Any) -> ArrayLibrary:
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
         # torch.compile may trace this first call: it knows an import, not a look into sys.modules
-        import chipmunk_kernels.torch_library as registered
+        import chipmunk_kernels.ops.torch as registered
 
         return registered.TORCH
     if isinstance(array, np.ndarray):
@@ -242,10 +248,3 @@ def dtype_name(array: Any) -> str:
 def device_name(array: Any) -> str:
     """For messages: "cpu", "cuda:1"; numpy's arrays live on the CPU."""
     return str(getattr(array, "device", "cpu"))
-
-
-def type_name(value: object) -> str:
-    """For messages: "numpy.ndarray", "list"."""
-    kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    return name.removeprefix("builtins.")

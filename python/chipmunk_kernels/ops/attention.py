@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from chipmunk_kernels.ops.arrays import ArrayLibrary, library_of, size, type_name
-from chipmunk_kernels.ops.columns import ColumnLists, require_lists
+from chipmunk_kernels.arguments import real, type_name
+from chipmunk_kernels.ops.arrays import ArrayLibrary, library_of, size
+from chipmunk_kernels.ops.columns import ColumnLists, group_size, require_lists
 
 Array = TypeVar("Array")
 
@@ -44,7 +45,7 @@ def dense_attention(
     result, lse = _given(op, out, 2)
     library.check(op, {"q": q, "k": k, "v": v, "out": result, "lse": lse})
     result, lse = _part(op, library, q, result, lse)
-    library.run(op, q, k, v, softmax_scale, result, lse)
+    library.run(op, q, k, v, _scale(op, softmax_scale), result, lse)
     return library.finish(result), library.finish(lse)
 
 
@@ -76,6 +77,7 @@ def dense_attention_column_sums(
     """
     op = "dense_attention_column_sums"
     library = library_of(op, "q", q)
+    query_group = group_size(op, "query_group", query_group)
     result, lse, sums = _given(op, out, 3)
     library.check(
         op,
@@ -95,7 +97,8 @@ def dense_attention_column_sums(
         sums = library.empty((size(q, 0), size(q, 1), groups, size(k, 2)), "float32", q)
     else:
         library.check_in_place(op, {"column_sums": sums})
-    library.run(op, q, k, v, reference_lse, query_group, softmax_scale, result, lse, sums)
+    scale = _scale(op, softmax_scale)
+    library.run(op, q, k, v, reference_lse, query_group, scale, result, lse, sums)
     return library.finish(result), library.finish(lse), library.finish(sums)
 
 
@@ -158,7 +161,7 @@ def column_sparse_attention(
         columns.query_group,
         rest_out,
         rest_lse,
-        softmax_scale,
+        _scale(op, softmax_scale),
         result,
         lse,
     )
@@ -205,6 +208,12 @@ def rest_of_attention(
         (out, lse) over the others, out in whole's dtype.
     """
     return _combine("rest_of_attention", {"whole": whole, "selected": selected}, out)
+
+
+def _scale(op: str, softmax_scale: Any) -> float | None:
+    if softmax_scale is None:
+        return None
+    return real(op, "softmax_scale", softmax_scale, "a finite number")
 
 
 def _combine(op: str, parts: Mapping[str, Any], out: Any) -> Any:

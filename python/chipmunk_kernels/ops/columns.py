@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from chipmunk_kernels.arguments import integer, real, refuse, type_name
 from chipmunk_kernels.ops import checked
-from chipmunk_kernels.ops.arrays import library_of, size, type_name
+from chipmunk_kernels.ops.arrays import library_of, size
 
 _INT32_MAX = 2**31 - 1
 
@@ -18,7 +18,8 @@ class ColumnLists:
 
     Made by `select_columns`, `columns_from_mask`, or by hand. A list holds `counts` columns, any
     number from 0 to `capacity`; what stands past the count is never read. Making one checks
-    nothing: every op checks shapes and dtypes, `validate` the contents.
+    nothing: every op checks shapes and dtypes, `validate` the contents. Lists can be pickled, and
+    `torch.load(weights_only=True)` takes them once this package has seen torch.
     """
 
     indices: Any
@@ -28,6 +29,11 @@ class ColumnLists:
     """`[*lead, groups]` int32."""
     query_group: int = 192
     """Rows per group: 64, 128, 192 or 256; always 128 for the MLP."""
+
+    def __post_init__(self) -> None:
+        """Takes integers of any kind."""
+        query_group = group_size("ColumnLists", "query_group", self.query_group)
+        object.__setattr__(self, "query_group", query_group)
 
     def validate(self, n: int | None = None) -> None:
         """Looks at every list; waits for the GPU if they live there.
@@ -41,9 +47,8 @@ class ColumnLists:
         """
         library = library_of("validate", "columns.indices", self.indices)
         library.check("validate", _named(self))
-        checked.validate(
-            "validate", self.indices, self.counts, _INT32_MAX if n is None else n, library.to_host
-        )
+        n = _INT32_MAX if n is None else _number_of_columns("validate", "n", n)
+        checked.validate("validate", self.indices, self.counts, n, library.to_host)
 
     def to_mask(self, n: int) -> Any:
         """The lists as a mask: bool `[*lead, groups, n]`, true where a column is listed.
@@ -53,7 +58,7 @@ class ColumnLists:
         """
         library = library_of("columns_to_mask", "columns.indices", self.indices)
         library.check("columns_to_mask", _named(self))
-        _check_numbers("columns_to_mask", {"n": n})
+        n = _number_of_columns("columns_to_mask", "n", n)
         mask = library.empty((*self.indices.shape[:-1], n), "bool", self.indices)
         library.run("columns_to_mask", self.indices, self.counts, mask)
         return library.finish(mask)
@@ -122,8 +127,12 @@ def select_columns(
     """
     library = library_of("select_columns", "scores", scores)
     library.check("select_columns", {"scores": scores, "always": always})
-    numbers = {"count": count, "min_count": min_count, "max_count": max_count}
-    _check_numbers("select_columns", numbers)
+    op = "select_columns"
+    count = None if count is None else _number_of_columns(op, "count", count)
+    mass = None if mass is None else real(op, "mass", mass, "a fraction from 0 to 1")
+    min_count = _number_of_columns(op, "min_count", min_count)
+    max_count = None if max_count is None else _number_of_columns(op, "max_count", max_count)
+    random_fraction = real(op, "random_fraction", random_fraction, "a fraction from 0 to 1")
     if out is None:
         n = size(scores, -1)
         capacity = n
@@ -136,6 +145,7 @@ def select_columns(
         require_lists("select_columns", out, "out")
         library.check_in_place("select_columns", _named(out))
     if seed is not None:
+        seed = integer(op, "seed", seed)
         seed = (seed + 2**63) % 2**64 - 2**63  # the int64 with the bits of an unsigned number
     library.run(
         "select_columns",
@@ -174,11 +184,11 @@ def columns_from_mask(
     """
     library = library_of("columns_from_mask", "mask", mask)
     library.check("columns_from_mask", {"mask": mask})
-    _check_numbers("columns_from_mask", {"capacity": capacity})
+    if capacity is None:
+        capacity = size(mask, -1)
+    capacity = _number_of_columns("columns_from_mask", "capacity", capacity)
     if out is None:
-        out = _empty_lists(
-            library, mask, size(mask, -1) if capacity is None else capacity, query_group
-        )
+        out = _empty_lists(library, mask, capacity, query_group)
     else:
         require_lists("columns_from_mask", out, "out")
         library.check_in_place("columns_from_mask", _named(out))
@@ -192,11 +202,20 @@ def require_lists(op: str, columns: Any, argument: str = "columns") -> None:
         raise ValueError(f"{op}: {argument}: expected ColumnLists, got {type_name(columns)}")
 
 
-def _check_numbers(op: str, numbers: Mapping[str, float | None]) -> None:
-    """Refuses fractions, such as a count of 0.1 * n, and what is negative."""
-    for name, number in numbers.items():
-        if number is not None and (isinstance(number, float) or number < 0):
-            raise ValueError(f"{op}: {name}: expected a number of columns >= 0, got {number}")
+def group_size(op: str, name: str, value: Any) -> int:
+    """An integer that fits 64 bits; whether it is a size that the kernels know, the ops tell."""
+    expected = "a positive number below 2^31"
+    size = integer(op, name, value, expected)
+    return size if -(2**63) <= size < 2**63 else refuse(op, name, expected, size)
+
+
+def _number_of_columns(op: str, name: str, value: Any) -> int:
+    """Refuses fractions, such as a count of 0.1 * n, what is negative, and what is no number."""
+    expected = "a number of columns >= 0"
+    number = integer(op, name, value, expected)
+    if number < 0:
+        refuse(op, name, expected, number)
+    return number if number < 2**63 else 2**63 - 1  # more than any array has, and it fits the ops
 
 
 def _named(lists: ColumnLists) -> dict[str, Any]:

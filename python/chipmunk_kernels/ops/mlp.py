@@ -14,10 +14,11 @@ value * gelu(gate).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from chipmunk_kernels import _core
-from chipmunk_kernels.ops.arrays import device_name, dtype_name, library_of, size, type_name
+from chipmunk_kernels.arguments import refuse, type_name
+from chipmunk_kernels.ops.arrays import device_name, dtype_name, library_of, size
 from chipmunk_kernels.ops.columns import ColumnLists, columns_from_mask, require_lists
 
 Activation = Literal["gelu_tanh", "gelu", "silu", "relu", "swiglu", "geglu"]
@@ -56,6 +57,7 @@ class MlpCache:
             activation: see the module.
         """
         op = "from_dense"
+        _check_activation(op, activation)
         library = library_of(op, "x", x)
         library.check(op, {"x": x, "w1": w1, "b1": b1, "w2t": w2t, "b2": b2})
         library.check_in_place(op, {"x": x})
@@ -104,6 +106,7 @@ def column_sparse_fc1(
         written.
     """
     op = "column_sparse_fc1"
+    _check_activation(op, activation)
     library = library_of(op, "x", x)
     indices, counts = _mlp_lists(op, columns)
     library.check(
@@ -177,6 +180,7 @@ def column_sparse_mlp(
     op = "column_sparse_mlp"
     if not isinstance(cast("object", cache), MlpCache):
         raise ValueError(f"{op}: cache: expected an MlpCache, got {type_name(cache)}")
+    _check_activation(op, activation)
     library = library_of(op, "x", x)
     indices, counts = _mlp_lists(op, columns)
     named = {"cache.activations": cache.activations, "cache.output": cache.output}
@@ -208,6 +212,12 @@ def column_sparse_mlp(
         cache.output,
     )
     return cache.output
+
+
+def _check_activation(op: str, activation: object) -> None:
+    """What is no string; of the strings, the extension knows the right ones."""
+    if not isinstance(activation, str):
+        refuse(op, "activation", f"one of {', '.join(get_args(Activation))}", activation)
 
 
 def _mlp_lists(op: str, columns: ColumnLists) -> tuple[Any, Any]:

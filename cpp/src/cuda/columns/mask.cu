@@ -2,9 +2,9 @@
 #include <cuda_runtime.h>
 
 #include "cuda/columns.h"
-#include "cuda/device/ordered_rows.cuh"
-#include "cuda/device_info.h"
-#include "cuda/launch.h"
+#include "cuda/columns/ordered_rows.cuh"
+#include "cuda/host/device_info.h"
+#include "cuda/host/launch.h"
 
 namespace chipmunk::cuda {
 namespace {

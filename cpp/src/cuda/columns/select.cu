@@ -11,9 +11,9 @@
 #include "cuda/columns/mass.cuh"
 #include "cuda/columns/radix_select.cuh"
 #include "cuda/columns/score_keys.cuh"
-#include "cuda/device/ordered_rows.cuh"
-#include "cuda/device_info.h"
-#include "cuda/launch.h"
+#include "cuda/columns/ordered_rows.cuh"
+#include "cuda/host/device_info.h"
+#include "cuda/host/launch.h"
 
 namespace chipmunk::cuda {
 namespace select {
@@ -73,11 +73,11 @@ struct Budget {
 };
 
 template <class Score>
-__device__ Budget budget_of(const SelectColumnsParams& p, const ScoreRow<Score>& row,
+__device__ Budget budget_of(const SelectColumnsParams& p, int64_t r, const ScoreRow<Score>& row,
                             int64_t always, Scratch& scratch) {
   const int64_t limit = min(p.n, min(p.max_count, p.capacity));
-  if (p.count >= 0) {
-    const int64_t total = min(max(max(p.count, p.min_count), always), limit);
+  if (p.by_count()) {
+    const int64_t total = min(max(max(p.count_of(r), p.min_count), always), limit);
     const auto chance = static_cast<int64_t>(floor(p.random_fraction * static_cast<double>(total)));
     const int64_t by_chance = min(chance, max(total - always, static_cast<int64_t>(0)));
     return {total - by_chance, by_chance};
@@ -90,8 +90,8 @@ __device__ Budget budget_of(const SelectColumnsParams& p, const ScoreRow<Score>&
   };
   double base = 0.0;
   if (always > 0) base = sum_of_weights<kThreads, Score>(p.n, of_kind(true), scratch.histogram);
-  const int64_t needed =
-      always + count_by_mass<kThreads, Score>(p.n, base, p.mass, of_kind(false), scratch.histogram);
+  const int64_t needed = always + count_by_mass<kThreads, Score>(p.n, base, p.mass_of(r),
+                                                                 of_kind(false), scratch.histogram);
   const int64_t by_rank = min(max(needed, p.min_count), limit);
   const auto chance = static_cast<int64_t>(floor(p.random_fraction * static_cast<double>(by_rank)));
   return {by_rank, min(chance, limit - by_rank)};
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(select::kThreads)
     row.always = static_cast<const bool*>(p.always.data) + p.always.offset(r);
     always = count_ordered(p.n, [&](int64_t j) { return row.is_always(j); }, scratch.ordered).total;
   }
-  const Budget budget = budget_of(p, row, always, scratch);
+  const Budget budget = budget_of(p, r, row, always, scratch);
 
   Choice choice;
   choice.kind = budget.by_rank < always;

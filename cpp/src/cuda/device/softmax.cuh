@@ -1,16 +1,16 @@
-// Online softmax of the two rows that a thread holds of a 64-row wgmma accumulator.
-//
-// Accumulator word i is of row (i >> 1) & 1 and column 8 * (i >> 2) + 2 * (lane & 3) + (i & 1); the
-// four lanes of a quad hold one row between them.
+// Online softmax of the two rows that a thread holds of an accumulator (accumulator.cuh).
 #pragma once
 
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cfloat>
+#include <cmath>
 #include <cstdint>
 
 namespace chipmunk::cuda {
+
+inline constexpr float kLog2E = 1.44269504088896340736f;
+inline constexpr float kLn2 = 0.69314718055994530942f;
 
 __device__ inline float exp2_approximate(float x) {
   float y;
@@ -22,6 +22,10 @@ __device__ inline float reciprocal_approximate(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+// A sum of 0: every score was -inf, and there was no rest.
+__device__ __forceinline__ float reciprocal_of_sum(float sum) {
+  return sum == 0.0f ? 0.0f : reciprocal_approximate(sum);
 }
 
 __device__ inline float log2_approximate(float x) {
@@ -48,22 +52,6 @@ __device__ inline void quad_sum(float (&x)[2]) {
   }
 }
 
-// Two floats, rounded, in one word; the first in the lower half.
-template <class Element>
-__device__ uint32_t pack_pair(float low, float high);
-template <>
-__device__ inline uint32_t pack_pair<__nv_bfloat16>(float low, float high) {
-  uint32_t word;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-}
-template <>
-__device__ inline uint32_t pack_pair<__half>(float low, float high) {
-  uint32_t word;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-}
-
 // The greatest sum of a lane's weights in one tile under an old reference. bfloat16 has float's
 // exponents: any reference serves, as long as the sums of products stay far from overflow.
 template <class Element>
@@ -75,14 +63,38 @@ inline constexpr float kMostWeight<__half> = 0x1p15f;
 // row's is the maximum of its first tile, raised to that of a later one only where weights would
 // pass kMostWeight, so that its sum cannot vanish. It is at least -FLT_MAX: a score of -inf weighs
 // 0 whatever came before.
+//
+// A reference from kHuge on is no longer a good one: half an ulp of it is half an octave of weight
+// and more. A warp that meets one turns to exact weights, exp2(scale_log2 * (score - reference)),
+// whose reference is a score and not scaled. They cost one instruction a score more.
 struct OnlineSoftmax {
+  static constexpr float kHuge = 0x1p24f;
+
   float scale_log2;
   float reference[2];  // equal in a quad
   float sum[2];        // of this lane's columns; after finish() of the quad's
+  bool exact;          // equal in a warp
+
+  // Takes the reference from the first scores.
+  template <int kScores>
+  __device__ void start(const float (&scores)[kScores]) {
+    float top[2];
+    quad_max_of(scores, top);
+    reference[0] = fmaxf(top[0] * scale_log2, -FLT_MAX);
+    reference[1] = fmaxf(top[1] * scale_log2, -FLT_MAX);
+    exact = any_huge(reference);
+    if (exact) reference[0] = fmaxf(top[0], -FLT_MAX), reference[1] = fmaxf(top[1], -FLT_MAX);
+  }
 
   // Turns a tile's scores into weights, by the reference as it is; `part` is what to add to `sum`.
   template <int kScores>
   __device__ void weigh(float (&scores)[kScores], float (&part)[2]) const {
+    float offset[2] = {reference[0], reference[1]};
+    if (exact) {
+#pragma unroll
+      for (int i = 0; i < kScores; ++i) scores[i] -= reference[i >> 1 & 1];
+      offset[0] = offset[1] = 0.0f;
+    }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float even, odd;
@@ -90,8 +102,8 @@ struct OnlineSoftmax {
       for (int i = 0; i < kScores / 4; ++i) {
         float& a = scores[4 * i + 2 * row];
         float& b = scores[4 * i + 2 * row + 1];
-        a = exp2_approximate(fmaf(a, scale_log2, -reference[row]));
-        b = exp2_approximate(fmaf(b, scale_log2, -reference[row]));
+        a = exp2_approximate(fmaf(a, scale_log2, -offset[row]));
+        b = exp2_approximate(fmaf(b, scale_log2, -offset[row]));
         even = i == 0 ? a : even + a;
         odd = i == 0 ? b : odd + b;
       }
@@ -104,52 +116,76 @@ struct OnlineSoftmax {
     sum[1] += part[1];
   }
 
-  // Takes the reference from the first scores.
-  template <int kScores>
-  __device__ void start(const float (&scores)[kScores]) {
-    float top[2];
-    quad_max_of(scores, top);
-#pragma unroll
-    for (int row = 0; row < 2; ++row) reference[row] = fmaxf(top[row] * scale_log2, -FLT_MAX);
-  }
-
   // Raises the reference to a tile's maximum before it is weighed; what was accumulated under the
   // old one is to be multiplied by `factor`.
   template <int kScores>
   __device__ void raise(const float (&scores)[kScores], float (&factor)[2]) {
     float tops[2];
     quad_max_of(scores, tops);
+    if (!exact) {
+      const float scaled[2] = {fmaxf(tops[0] * scale_log2, reference[0]),
+                               fmaxf(tops[1] * scale_log2, reference[1])};
+      exact = any_huge(scaled);
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const float top = fmaxf(tops[row] * scale_log2, reference[row]);
-      factor[row] = exp2_approximate(reference[row] - top);
-      reference[row] = top;
-      sum[row] *= factor[row];
+      for (int row = 0; row < 2; ++row) {
+        const float score = fmaxf(fmaxf(tops[row], reference[row] / scale_log2), -FLT_MAX);
+        factor[row] = exp2_approximate(exact ? -fmaf(score, scale_log2, -reference[row])
+                                             : reference[row] - scaled[row]);
+        reference[row] = exact ? score : scaled[row];
+      }
+    } else {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const float top = fmaxf(tops[row], reference[row]);
+        factor[row] = exp2_approximate((reference[row] - top) * scale_log2);
+        reference[row] = top;
+      }
     }
+    sum[0] *= factor[0];
+    sum[1] *= factor[1];
   }
 
-  // Behind a tile's last weights, before add_sum and what follows it.
+  // Behind a tile's last weights, before `lse` and `merge`.
   __device__ void finish() { quad_sum(sum); }
 
-  // Takes in sums of other keys, under a reference of their own: what was accumulated is to be
-  // multiplied by `own`, and the others' output by `other` and added.
-  __device__ void add_sum(int row, float their_reference, float their_sum, float& own,
-                          float& other) {
-    const float top = fmaxf(reference[row], their_reference);
-    own = exp2_approximate(reference[row] - top);
-    other = exp2_approximate(their_reference - top);
-    sum[row] = fmaf(sum[row], own, their_sum * other);
-    reference[row] = top;
-  }
-  // The same for a part whose sum of exponentials is 2^lse_log2, -inf for none.
-  __device__ void add_part(int row, float lse_log2, float& own, float& other) {
-    add_sum(row, lse_log2, 1.0f, own, other);
+  // The natural logarithm of the sum of exponentials; `scale` is scale_log2 * ln 2. -inf for a sum
+  // of 0: every score was -inf. Any other sum holds a weight of some 1.
+  __device__ float lse(int row, float scale) const {
+    return fmaf(reference[row], exact ? scale : kLn2, kLn2 * log2_approximate(sum[row]));
   }
 
-  // -inf for a sum of 0: every score was -inf. Any other sum holds a weight of some 1.
-  __device__ float lse_log2(int row) const { return reference[row] + log2_approximate(sum[row]); }
+  // What a row of the result takes of the accumulated output and of a rest's, and their lse.
+  struct Shares {
+    float own, rest, lse;
+  };
+  __device__ Shares alone(int row, float scale) const {
+    return {reciprocal_of_sum(sum[row]), 0.0f, lse(row, scale)};
+  }
+  // A rest whose sum of exponentials is exp(rest_lse), -inf for none.
+  __device__ Shares merge(int row, float rest_lse, float scale) const {
+    // In units of which the result's lse has `unit`: octaves, or in exact mode its own.
+    const float unit = exact ? 1.0f : kLn2;
+    const float octaves = exact ? kLog2E : 1.0f;
+    const float mine = exact ? lse(row, scale) : reference[row];
+    const float my_sum = exact ? (sum[row] == 0.0f ? 0.0f : 1.0f) : sum[row];
+    const float theirs = exact ? rest_lse : rest_lse * kLog2E;
+    const float top = fmaxf(fmaxf(mine, theirs), -FLT_MAX);
+    const float own = exp2_approximate((mine - top) * octaves);
+    const float rest = exp2_approximate((theirs - top) * octaves);
+    const float both = fmaf(my_sum, own, rest);
+    const float reciprocal = reciprocal_of_sum(both);
+    return {(exact ? own * reciprocal_of_sum(sum[row]) : own) * reciprocal, rest * reciprocal,
+            fmaf(top, unit, kLn2 * log2_approximate(both))};
+  }
 
  private:
+  // -FLT_MAX stands for no score yet.
+  static __device__ bool any_huge(const float (&reference)[2]) {
+    const bool mine = (fabsf(reference[0]) >= kHuge && reference[0] != -FLT_MAX) ||
+                      (fabsf(reference[1]) >= kHuge && reference[1] != -FLT_MAX);
+    return __any_sync(0xffffffffu, mine) != 0;
+  }
+
   template <int kScores>
   static __device__ void quad_max_of(const float (&scores)[kScores], float (&top)[2]) {
     top[0] = fmaxf(scores[0], scores[1]), top[1] = fmaxf(scores[2], scores[3]);

@@ -176,10 +176,16 @@ class SingleBlockMlp:
         hidden, channels = proj_mlp.out_features, self.proj_out.out_features
         self.attention_channels = self.proj_out.in_features - hidden
         self.fc2 = nn.Linear(hidden, channels, bias=False, device="meta")
+        self._no_weight = self.fc2.weight
         self.mlp = SparseMlp(
             session.config, proj_mlp, self.fc2, "gelu_tanh", layer=layer, progress=session.progress
         )
         self.x: Tensor | None = None
+
+    def reset(self) -> None:
+        """Ends a generation: lets go of the input and of the model's weight."""
+        self.x = None
+        self.fc2.weight = self._no_weight
 
     def take_input(self, x: Tensor) -> Tensor:
         """In proj_mlp's place."""

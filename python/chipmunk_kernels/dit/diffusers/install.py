@@ -81,6 +81,7 @@ def _mlp_hooks(
         _check_linear(name, "proj_out", block.proj_out)
         single = SingleBlockMlp(session, block, layer)
         session.modules.append(single.mlp)
+        session.single_blocks.append(single)
         return [
             (cast(nn.Module, block.proj_mlp), ReplaceHook(single.take_input)),
             (cast(nn.Module, block.proj_out), ReplaceHook(single.project)),

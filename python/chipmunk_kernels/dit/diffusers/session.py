@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ from chipmunk_kernels.dit.state import StepCache
 from chipmunk_kernels.token_order import TokenOrder
 
 
+class SingleBlock(Protocol):
+    """What a session asks of the hooks of a single-stream block."""
+
+    def reset(self) -> None:
+        """Ends a generation: lets go of every tensor."""
+        ...
+
+
 class Session:
     """All that one sparse transformer shares: settings, progress, modules, token order."""
 
@@ -28,6 +36,7 @@ class Session:
         self.progress = Progress()
         self.step_cache = StepCache(config, self.progress)
         self.modules: list[SparseAttention | SparseMlp] = []
+        self.single_blocks: list[SingleBlock] = []
         self.processors: list[tuple[Any, Any]] = []  # attention module, its own processor
         self.image_order: TokenOrder | None = None
         self.joint_order: TokenOrder | None = None  # with the text that cos and sin cover
@@ -46,11 +55,14 @@ class Session:
         self.image_order, self.joint_order = self._orders_of(layout)
 
     def reset(self) -> None:
-        """Ends a generation: frees the caches."""
+        """Ends a generation: lets go of every tensor."""
         self.progress.reset()
         self.step_cache.reset()
-        for module in self.modules:
-            module.reset()
+        self.image_order = self.joint_order = self.blocks_input = None
+        self._orders.clear()
+        self._key_counts.clear()
+        for part in (*self.modules, *self.single_blocks):
+            part.reset()
 
     def key_count(self, mask: Tensor) -> int:
         """How many leading keys a padding mask `[B, 1, 1, keys]` leaves.

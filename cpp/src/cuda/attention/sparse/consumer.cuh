@@ -1,0 +1,294 @@
+// The consumers of column-sparse attention: turn the listed rows of K and V into weighted sums.
+#pragma once
+
+#include "cuda/attention/products.cuh"
+#include "cuda/attention/sparse/epilogue.cuh"
+#include "cuda/attention/sparse/rescore.cuh"
+#include "cuda/attention/sparse/traits.cuh"
+
+namespace chipmunk::cuda {
+
+// Named barriers.
+//
+// | barrier           | arrive                                    | wait         | threads |
+// |-------------------|-------------------------------------------|--------------|---------|
+// | kQueriesFree + w  | warpgroup w, its last QK of a tile done   | warpgroup w  | 128     |
+// | kTurn + w         | warpgroup w, and the one whose turn it was| warpgroup w  | 256     |
+enum NamedBarrier : int { kQueriesFree = 1, kTurn = 4 };
+
+// One consumer warpgroup: 64 rows of every tile of the CTA.
+//
+// Where scores and weights share registers, a product starts when the one before has ended, and the
+// warpgroups take turns, to keep the tensor cores busy. Where there are registers for both
+// (Traits::kOverlapped), two products are under way together, without turns. A tile's first product
+// starts before the tile before it is written out.
+template <class Traits>
+class Consumer {
+ public:
+  __device__ __forceinline__ Consumer(const ColumnSparseKernelParams& params,
+                                      typename Traits::Shared& storage, int warpgroup)
+      : p(params), shared(storage), w(warpgroup), products_(storage) {}
+
+  __device__ __forceinline__ void run() {
+    if (kTurns && w == 0) named_arrive(kTurn, 256);
+    while (skip_to_own_tile()) {
+      if (n_ > 0 && thread() == 0) ask_for_queries<Traits>(p, shared, shared.work[n_], w);
+      wait_for_queries();
+      wait_for_k();
+      products_.start_qk(w, slot_.stage);
+      do {
+        if constexpr (Traits::kOverlapped) {
+          run_tile_overlapped();
+        } else {
+          run_tile_in_turns();
+        }
+      } while (last_ == 0);
+    }
+    wait_for_stores();  // shared memory outlives the copies
+  }
+
+ private:
+  static constexpr int kKeys = Traits::kKeys;
+  static constexpr bool kTurns = Traits::kWarpgroups > 1 && !Traits::kOverlapped;
+
+  __device__ __forceinline__ void run_tile_in_turns() {
+    OnlineSoftmax softmax;
+    int32_t left = begin_tile(softmax);
+#pragma unroll 1
+    for (; left > 0; --left) {
+      wait_for_v();
+      take_turn();
+      products_.start_pv(before_.stage);
+      wait_for_k();
+      products_.finish_pv();
+      products_.start_qk(w, slot_.stage);
+      pass_turn();
+      release_v();
+      products_.finish_qk();
+      if (left == 1) take_next_queries();
+      weigh(softmax);
+      release_k();
+    }
+    end_tile(softmax);
+  }
+  __device__ __forceinline__ void run_tile_overlapped() {
+    OnlineSoftmax softmax;
+    int32_t left = begin_tile(softmax);
+#pragma unroll 1
+    for (; left > 0; --left) {
+      shared.v_ring.wait(before_);
+      wait_for_k();  // and a fence for both
+      products_.start_qk(w, slot_.stage);
+      products_.start_pv(before_.stage);
+      products_.template finish_qk<1>();
+      if (left == 1) take_next_queries();
+      weigh(softmax);
+      products_.finish_pv();
+      products_.pack_weights();
+      release_v();
+      release_k();
+    }
+    end_tile(softmax);
+  }
+
+  // The first tile of keys, whose product is under way; how many are left.
+  __device__ __forceinline__ int32_t begin_tile(OnlineSoftmax& softmax) {
+    const Work& work = shared.work[n_];
+    const KeyTiles<kKeys> keys(work.count);
+    next_turn_ = kTurn + (w + 1 == work.warpgroups ? 0 : w + 1);
+    softmax.scale_log2 = p.scale_log2;
+    products_.finish_qk();
+    release_k();
+    if (keys.tiles == 1) take_next_queries();
+    products_.mask_from(keys.first);
+    softmax.start(products_.scores);
+    softmax.weigh(products_.scores, softmax.sum);
+    products_.pack_weights();
+    if (n_ > 0) release_result();
+    products_.clear_out();
+    return keys.tiles - 1;
+  }
+  // The last PV, and the next tile's first QK if it has rows of this warpgroup.
+  __device__ __forceinline__ void end_tile(OnlineSoftmax& softmax) {
+    wait_for_v();
+    take_turn();
+    products_.start_pv(before_.stage);
+    if (last_ != 0) {
+      softmax.finish();
+      products_.finish_pv();
+      pass_turn();
+      release_v();
+      write_out(softmax);
+    } else {
+      wait_for_queries();
+      softmax.finish();  // between two waits, lest it hold up the start of a product
+      wait_for_k();
+      products_.finish_pv();
+      products_.start_qk(w, slot_.stage);
+      pass_turn();
+      release_v();
+      write_out(softmax);
+    }
+    release_work();
+  }
+
+  // Weighs scores by the reference as it is. If that makes them too large they are computed again
+  // and raise it.
+  __device__ __forceinline__ void weigh(OnlineSoftmax& softmax) {
+    constexpr float kMost = kMostWeight<typename Traits::Element>;
+    float part[2];
+    softmax.weigh(products_.scores, part);
+    if constexpr (!Traits::kOverlapped) products_.pack_weights();
+    if (__any_sync(0xffffffffu, part[0] > kMost || part[1] > kMost)) {
+      if constexpr (Traits::kOverlapped) products_.finish_pv();  // before its sums are scaled
+      multiply_qk_again<Traits>(p.op.attention, rows(), shared.k_stage(slot_.stage),
+                                products_.scores);
+      float factor[2];
+      softmax.raise(products_.scores, factor);
+      products_.scale_out(factor);
+      softmax.weigh(products_.scores, part);
+      if constexpr (!Traits::kOverlapped) products_.pack_weights();
+    }
+    softmax.add(part);
+  }
+
+  // Adds the tile's rest, if there is one, and writes the result, both by way of one more tile of
+  // V, and of K behind the next tile's first.
+  __device__ __forceinline__ void write_out(const OnlineSoftmax& softmax) {
+    constexpr int kInV = Traits::kRowsInV;
+    const auto in_k = slot_.after();
+    char* const of_v = shared.v_stage(slot_.stage);
+    const int row = (static_cast<int>(read_thread() / 32) - 4) * 16;
+    const auto wait = [&] {
+      shared.v_ring.wait(slot_);
+      if (row >= kInV) shared.k_ring.wait(in_k);
+    };
+    const StagedRows<Traits> staged(
+        row < kInV ? of_v + row * 128 : shared.k_stage(in_k.stage) + (row - kInV) * 128);
+    const float scale = p.op.attention.softmax_scale;
+    float lse[2];
+    if (p.has_rest) {
+      wait();
+      const float* lses = reinterpret_cast<const float*>(of_v + Traits::kRestLse) + row +
+                          read_thread() % 32 / 4;
+      const OnlineSoftmax::Shares shares[2] = {softmax.merge(0, lses[0], scale),
+                                               softmax.merge(1, lses[8], scale)};
+      const bool any_rest[2] = {lses[0] != -INFINITY, lses[8] != -INFINITY};
+      merge_rows<Traits>(staged, shares, any_rest, products_.out);
+      lse[0] = shares[0].lse, lse[1] = shares[1].lse;
+    } else {
+      stage_rows<Traits>(staged, softmax, products_.out, wait);
+      lse[0] = softmax.lse(0, scale), lse[1] = softmax.lse(1, scale);
+    }
+    const RowPlace at = rows();
+    cute::tma_store_fence();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      store_panels<Traits::kPanels>(p.out, staged.data(), staged.kPanelBytes, at);
+    }
+    __syncwarp();
+    write_lse(p.op.attention, at, lse);
+  }
+  // Frees the stages of the tile before's result, once the copy engine has read them; behind the
+  // release of this tile's first K.
+  __device__ __forceinline__ void release_result() {
+    if (thread() % 32 == 0) {
+      wait_for_stores();
+      // A warp whose rows are in V has not waited for K's: sooner, it would release what was there.
+      shared.k_ring.wait(slot_);
+      shared.k_ring.release(slot_);
+      shared.v_ring.release(before_);
+    }
+    __syncwarp();
+    advance();
+  }
+
+  static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x % 128); }
+  // This thread's first row of the tile under way.
+  __device__ __forceinline__ RowPlace rows() const {
+    const int thread = static_cast<int>(read_thread() % 128);
+    return shared.work[n_].place(64 * w + thread / 32 * 16 + thread % 32 / 4);
+  }
+  // How many warpgroups have rows of the n-th tile; 0 behind the last one.
+  __device__ __forceinline__ int32_t wait_for_work(uint32_t n) {
+    const Work& work = shared.work.wait(n);
+    return work.count == 0 ? 0 : work.warpgroups;
+  }
+  // Frees what the others read of the tiles without rows of this warpgroup; false behind the last.
+  __device__ __forceinline__ bool skip_to_own_tile() {
+#pragma unroll 1
+    while (true) {
+      const int32_t warpgroups = wait_for_work(n_);
+      if (w < warpgroups) return true;
+      if (warpgroups == 0) return false;
+      const KeyTiles<kKeys> keys(shared.work[n_].count);
+#pragma unroll 1
+      for (int32_t j = 0; j < keys.tiles; ++j) {
+        shared.k_ring.wait(slot_);
+        release_k();
+        if (j == 0 && n_ > 0) release_result();
+        shared.v_ring.wait(before_);
+        release_v();
+      }
+      release_work();
+    }
+  }
+
+  // When a tile's last scores are there.
+  __device__ __forceinline__ void take_next_queries() {
+    last_ = w >= wait_for_work(n_ + 1) ? 1 : 0;
+    named_sync(kQueriesFree + w, 128);
+    if (last_ == 0 && thread() == 0) ask_for_queries<Traits>(p, shared, shared.work[n_ + 1], w);
+    __syncwarp();
+  }
+  __device__ __forceinline__ void wait_for_queries() {
+    shared.queries_full[w].wait(queries_parity_);
+    queries_parity_ ^= 1;
+    products_.hold_queries(w);
+  }
+
+  // The rows come through the generic proxy, and products read through the other.
+  __device__ __forceinline__ void wait_for_k() {
+    shared.k_ring.wait(slot_);
+    cutlass::arch::fence_view_async_shared();
+  }
+  __device__ __forceinline__ void wait_for_v() {
+    shared.v_ring.wait(before_);
+    cutlass::arch::fence_view_async_shared();
+  }
+  __device__ __forceinline__ void release_k() {
+    if (thread() % 32 == 0) shared.k_ring.release(slot_);
+    advance();
+  }
+  __device__ __forceinline__ void release_v() {
+    if (thread() % 32 == 0) shared.v_ring.release(before_);
+  }
+  __device__ __forceinline__ void advance() {
+    before_ = slot_;
+    ++slot_;
+  }
+  __device__ __forceinline__ void release_work() {
+    if (thread() % 32 == 0) shared.work.release(n_);
+    ++n_;
+  }
+
+  __device__ __forceinline__ void take_turn() {
+    if constexpr (kTurns) named_sync(kTurn + w, 256);
+  }
+  __device__ __forceinline__ void pass_turn() {
+    if constexpr (kTurns) named_arrive(next_turn_, 256);
+  }
+
+  const ColumnSparseKernelParams& p;
+  typename Traits::Shared& shared;
+  const int w;
+  uint32_t n_ = 0;                        // of the tile under way, among the CTA's
+  uint32_t queries_parity_ = 0;           // of the next ones
+  RingPosition<Traits::kStages> slot_;    // of K
+  RingPosition<Traits::kStages> before_;  // of V, which runs one slot behind
+  int next_turn_ = 0;                     // whose turn comes next, of the tile under way
+  int32_t last_ = 0;  // 1: the next tile has no rows of this warpgroup; as a bool it would spill
+  Products<Traits> products_;
+};
+
+}  // namespace chipmunk::cuda

@@ -1,0 +1,14 @@
+#include "cuda/attention/sparse/launch.cuh"
+
+namespace chipmunk::cuda {
+
+using Params = ColumnSparseKernelParams;
+
+template void launch_column_sparse<__nv_bfloat16, 64, 1>(const Params&, const LaunchSite&);
+template void launch_column_sparse<__nv_bfloat16, 64, 2>(const Params&, const LaunchSite&);
+template void launch_column_sparse<__nv_bfloat16, 64, 3>(const Params&, const LaunchSite&);
+template void launch_column_sparse<__half, 64, 1>(const Params&, const LaunchSite&);
+template void launch_column_sparse<__half, 64, 2>(const Params&, const LaunchSite&);
+template void launch_column_sparse<__half, 64, 3>(const Params&, const LaunchSite&);
+
+}  // namespace chipmunk::cuda

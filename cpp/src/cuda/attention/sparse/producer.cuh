@@ -1,0 +1,237 @@
+// The producer of column-sparse attention: gathers the listed rows of K and V.
+#pragma once
+
+#include <cute/arch/cluster_sm90.hpp>
+
+#include "cuda/attention/sparse/epilogue.cuh"
+#include "cuda/attention/sparse/tile_order.cuh"
+#include "cuda/attention/sparse/traits.cuh"
+
+namespace chipmunk::cuda {
+
+// This thread's columns of a list, one for each tile of keys, two tiles ahead of the gather. Slots
+// past the ragged tile's end repeat its last column: a row that may be read, with weight 0. (Those
+// of K are cleared instead, by the sixteen. Of V that would cost long lists more than it saves
+// short ones.)
+template <class Traits>
+class ListedRows {
+ public:
+  __device__ __forceinline__ ListedRows(const Work& work, int32_t owned_row, int32_t ragged)
+      : work_(work), position_(min(owned_row, ragged - 1)) {
+    now = read();
+    position_ = owned_row < Traits::kKeys ? ragged + owned_row : kNone;
+    after_ = fetch();
+  }
+  __device__ __forceinline__ void advance() {
+    before = now;
+    now = after_;
+    after_ = fetch();
+  }
+
+  int32_t now, before;  // rows of K and V
+
+ private:
+  // A position behind every list: no card holds as many keys.
+  static constexpr int32_t kNone = 1 << 30;
+
+  __device__ __forceinline__ int32_t read() const {
+    return __ldg(work_.list + (work_.backwards ? work_.count - 1 - position_ : position_));
+  }
+  // Behind the list's end any row that may be read will do.
+  __device__ __forceinline__ int32_t fetch() {
+    const int32_t index = position_ < work_.count ? read() : 0;
+    position_ += Traits::kKeys;
+    return index;
+  }
+
+  const Work& work_;  // in shared memory
+  int32_t position_, after_;
+};
+
+// The producer warpgroup: for each of the CTA's tiles, K(0), then V(j - 1), K(j), or the other way
+// round where both products start together, then the last V. Behind the next tile's K(0), one more
+// stage of each is for the tile's rest and result. Tiles without keys it writes by itself.
+template <class Traits>
+class Producer {
+ public:
+  __device__ __forceinline__ Producer(const ColumnSparseKernelParams& params,
+                                      typename Traits::Shared& storage)
+      : p(params), shared(storage), order_(params) {}
+
+  __device__ __forceinline__ void run() {
+    find_next(0);
+    shared.work.wait(0);
+    ask_for_first_queries(/*of_first_warpgroup=*/true);
+    uint32_t n = 0;
+    for (;; ++n) {
+      const Work& work = shared.work.wait(n);
+      if (work.count == 0) break;
+      const KeyTiles<kKeys> keys(work.count);
+      const RowGather gather = make_gather();
+      const char* k = rows_of(p.op.attention.k, work, gather);
+      const char* v = rows_of(p.op.attention.v, work, gather);
+      ListedRows<Traits> rows(work, gather.owned_row(), keys.first);
+      load_k(gather, k, rows.now, keys.first);
+      if (n == 0) ask_for_first_queries(/*of_first_warpgroup=*/false);
+      if (n > 0) hand_over(n - 1);
+      ++slot_;
+      find_next(n + 1);
+#pragma unroll 1
+      for (int32_t left = keys.tiles - 1; left > 0; --left) {
+        rows.advance();
+        if constexpr (Traits::kOverlapped) {
+          load_k(gather, k, rows.now);
+          load_v(gather, v, rows.before);
+        } else {  // V's stage is free sooner, and its rows are needed sooner
+          load_v(gather, v, rows.before);
+          load_k(gather, k, rows.now);
+        }
+        ++slot_;
+      }
+      prefetch_queries(n + 1);
+      load_v(gather, v, rows.now);
+    }
+    if (n > 0) hand_over(n - 1);
+    asm volatile("cp.async.wait_all;" ::: "memory");  // shared memory outlives the copies
+  }
+
+ private:
+  static constexpr int kKeys = Traits::kKeys;
+  using RowGather = typename Traits::RowGather;
+
+  // Not a loop invariant to the compiler, which would keep all of it in registers.
+  static __device__ __forceinline__ RowGather make_gather() {
+    return RowGather(static_cast<int>(read_thread()));
+  }
+  // Row 0 of the tile's head, from this thread's chunk on.
+  template <class Rows>
+  __device__ __forceinline__ const char* rows_of(const Rows& rows, const Work& work,
+                                                 const RowGather& gather) const {
+    return static_cast<const char*>(rows.data) +
+           2 * rows.offset(work.batch, work.head / p.query_heads_per_kv_head, 0) +
+           gather.chunk_bytes();
+  }
+
+  // The first tile's queries, since the consumers are busy: the first warpgroup's, or the others',
+  // which must not keep the first keys waiting: all CTAs ask DRAM for theirs at the same time.
+  __device__ __forceinline__ void ask_for_first_queries(bool of_first_warpgroup) {
+    if (threadIdx.x % 32 == 0) {
+      const Work& work = shared.work[0];
+      const int warpgroup = static_cast<int>(threadIdx.x / 32);
+      if (work.count > 0 && warpgroup < work.warpgroups && (warpgroup == 0) == of_first_warpgroup) {
+        ask_for_queries<Traits>(p, shared, work, warpgroup);
+      }
+    }
+    __syncwarp();
+  }
+  // Finds the CTA's n-th tile that has keys, and tells everybody.
+  __device__ __forceinline__ void find_next(uint32_t n) {
+    asm volatile("" : "+r"(n));  // as in make_gather
+    const ColumnListsParams& columns = p.op.columns;
+    Work work;
+    while (true) {
+      const TileBlocks tile = order_.next();
+      work.count = 0;
+      if (tile.tile < 0) break;
+      const TilePlace at(p, tile.tile);
+      work = {.list = columns.list(at.batch, at.head, at.group),
+              .batch = at.batch,
+              .head = at.head,
+              .first_row = at.in_head * Traits::kQueries + 64 * tile.blocks.first,
+              .count = min(columns.count(at.batch, at.head, at.group),
+                           static_cast<int32_t>(columns.capacity)),
+              .warpgroups = tile.blocks.count,
+              // Every other round of tiles reads its lists from the end: what it reads first, the
+              // CTAs have just read. By the tile alone, so that results do not depend on the order.
+              .backwards = tile.tile / static_cast<int32_t>(gridDim.x) % 2};
+      if (work.count > 0) break;
+      write_empty_tile<Traits>(p, work);
+    }
+    if (threadIdx.x == 0) shared.work.publish(n, work);
+    __syncwarp();
+  }
+  // Has L2 read the n-th tile's queries, shortly before they are asked for.
+  __device__ __forceinline__ void prefetch_queries(uint32_t n) const {
+    if (threadIdx.x == 0) {
+      const Work& work = shared.work[n];
+      const int32_t boxes = work.count > 0 ? work.warpgroups : 0;
+#pragma unroll 1
+      for (int32_t w = 0; w < boxes; ++w) {
+        prefetch_panels<Traits::kPanels>(p.q, work.place(64 * w));
+      }
+    }
+    __syncwarp();
+  }
+
+  // `rows` of the tile; the others are cleared.
+  __device__ __forceinline__ void load_k(const RowGather& gather, const char* k, int32_t index,
+                                         int32_t rows = kKeys) {
+    shared.k_ring.acquire(slot_);
+    gather.load(k, p.k_row_bytes, index, address(shared.k_stage(slot_.stage)), rows);
+    shared.k_ring.commit_copies(slot_);
+  }
+  // V runs one slot behind K.
+  __device__ __forceinline__ void load_v(const RowGather& gather, const char* v, int32_t index) {
+    const auto at = slot_.before();
+    shared.v_ring.acquire(at);
+    gather.load(v, p.v_row_bytes, index, address(shared.v_stage(at.stage)));
+    shared.v_ring.commit_copies(at);
+  }
+  // Hands the consumers one more stage of V, at slot_, and one of K, behind it, to write their n-th
+  // tile's rows into; with the rest's rows if there is one.
+  __device__ __forceinline__ void hand_over(uint32_t n) {
+    const auto in_v = slot_;
+    ++slot_;
+    shared.v_ring.acquire(in_v);
+    if (p.has_rest) {
+      const uint32_t stage = address(shared.v_stage(in_v.stage));
+      load_rest<0, Traits::kRowsInV>(n, stage);
+      load_rest_lse(n, stage + Traits::kRestLse);
+      shared.v_ring.commit_copies(in_v);
+    } else {
+      shared.v_ring.commit(in_v);
+    }
+    shared.k_ring.acquire(slot_);
+    if (p.has_rest && Traits::kRowsInK > 0) {
+      load_rest<Traits::kRowsInV, Traits::kRowsInK>(n, address(shared.k_stage(slot_.stage)));
+      shared.k_ring.commit_copies(slot_);
+    } else {
+      shared.k_ring.commit(slot_);
+    }
+  }
+  // Rows kFirst and on of the n-th tile's rest, kRows of them.
+  template <int kFirst, int kRows>
+  __device__ __forceinline__ void load_rest(uint32_t n, uint32_t to) const {
+    const RowGather gather = make_gather();
+    const Work& at = shared.work[n];
+    const auto& rest = p.op.rest_out;
+    const char* rows = static_cast<const char*>(rest.data) + 2 * rest.offset(at.batch, at.head, 0) +
+                       gather.chunk_bytes();
+    gather.template load<kRows>(rows, p.rest_row_bytes,
+                                min(at.first_row + kFirst + gather.owned_row(), last_row()), to);
+  }
+  __device__ __forceinline__ void load_rest_lse(uint32_t n, uint32_t to) const {
+    const Work& at = shared.work[n];
+    const auto& rest = p.op.rest_lse;
+#pragma unroll 1
+    for (int row = static_cast<int>(read_thread()); row < Traits::kQueries; row += 128) {
+      const float* lse =
+          rest.data + rest.offset(at.batch, at.head, min(at.first_row + row, last_row()));
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + 4 * row), "l"(lse)
+                   : "memory");
+    }
+  }
+  __device__ __forceinline__ int32_t last_row() const {
+    return static_cast<int32_t>(p.op.attention.queries) - 1;
+  }
+  static __device__ __forceinline__ uint32_t address(const char* in_shared) {
+    return cute::cast_smem_ptr_to_uint(in_shared);
+  }
+
+  const ColumnSparseKernelParams& p;
+  typename Traits::Shared& shared;
+  RingPosition<Traits::kStages> slot_ = RingPosition<Traits::kStages>::of_producer();  // of K
+  TileOrder<Traits::kConfig.warpgroups> order_;
+};
+
+}  // namespace chipmunk::cuda

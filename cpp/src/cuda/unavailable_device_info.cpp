@@ -1,9 +1,0 @@
-#include "cuda/device_info.h"
-
-namespace chipmunk::cuda {
-
-bool compiled() { return false; }
-int toolkit_version() { return 0; }
-std::vector<GpuInfo> gpus() { return {}; }
-
-}  // namespace chipmunk::cuda
