@@ -25,6 +25,7 @@ Row = Mapping[str, Any]
 Cell = str | float | None
 
 OURS, FA3, WITH_REST = "random", "fa3", "random + rest"
+EQUAL, LENGTHS, UNORDERED = "equal", "lengths", "lengths, no order"
 PEERS = {"cudnn": "cuDNN", "flex": "FlexAttention"}
 MODELS = {
     "flux-1024": "FLUX, 1024 x 1024",
@@ -135,6 +136,8 @@ def _gpu_sections(folder: Path) -> list[str]:
         "anchors": _anchors,
         "rest": _rest,
         "general": _general,
+        "lengths": _lengths,
+        "select": _select,
         "overhead": _gpu_overhead,
     }
     found = [_load(path) for path in sorted(folder.glob("attention_gpu*.json"))]
@@ -237,6 +240,62 @@ def _general(found: Results) -> str:
         _table(heads, rows),
         f"The kernel works at {_percent(min(shares))} to {_percent(max(shares))} of the rate that "
         f"FlashAttention-3 reaches densely at the same head dim.",
+    )
+
+
+def _lengths(found: Results) -> str:
+    rows = [
+        (
+            *_place(row),
+            row["lengths"],
+            _ms(_of(row, EQUAL, "median_ms")),
+            *(
+                cell
+                for name in (LENGTHS, UNORDERED)
+                for cell in (
+                    _ms(_of(row, name, "median_ms")),
+                    _plain(_of(row, name, "over_equal"), ".2f"),
+                )
+            ),
+            _plain(row["target_over_equal"], ".2f"),
+        )
+        for row in found["rows"]
+    ]
+    heads = (
+        *("heads x tokens", "columns, mean", "lengths", "equal lists, ms"),
+        *("with an order, ms", "speed over equal", "without, ms", "speed over equal", "target"),
+    )
+    speeds = [_of(row, LENGTHS, "over_equal") or 0 for row in found["rows"]]
+    return _section(
+        f"Lists of many lengths on one {_card(found)}",
+        found,
+        _table(heads, rows),
+        f"With an order, lists of many lengths run at {_percent(min(speeds))} to "
+        f"{_percent(max(speeds))} of the speed of equal lists.",
+        "Head dim 128, bfloat16, groups of 192; speed is useful TFLOP/s.",
+    )
+
+
+def _select(found: Results) -> str:
+    rows = [
+        (
+            f"{row['lists']:,} x {row['columns']:,} ({row['count']:,})",
+            row["dtype"],
+            name,
+            _ms(figures["median_ms"]),
+            _whole(figures["gb_s"]),
+            _plain(figures.get("order_us"), ".1f"),
+        )
+        for row in found["rows"]
+        for name, variant in row["variants"].items()
+        if (figures := variant.get("sustained"))
+    ]
+    heads = ("lists x columns (selected)", "scores", "budget", "ms", "GB/s", "order, us")
+    return _section(
+        f"Making column lists on one {_card(found)}",
+        found,
+        _table(heads, rows),
+        "GB/s counts the scores once.",
     )
 
 

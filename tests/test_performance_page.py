@@ -100,7 +100,43 @@ def test_figures_are_rounded_and_machines_named(tmp_path: Path) -> None:
 def test_a_suite_without_a_section_of_its_own_is_shown(tmp_path: Path) -> None:
     card = tmp_path / "h100"
     card.mkdir()
-    (card / "attention_gpu_lengths.json").write_text(json.dumps(gpu_results("lengths", gpu_row())))
+    (card / "attention_gpu_other.json").write_text(json.dumps(gpu_results("other", gpu_row())))
     page = performance_page.page(tmp_path)
-    assert "## Suite “lengths” on one NVIDIA H200 (700 W)" in page
+    assert "## Suite “other” on one NVIDIA H200 (700 W)" in page
     assert "| 24 x 4,608 | 784 | 128 | 192 | 0.0847 | 0.415 | 524 | 628 |" in page
+
+
+def sustained(median_ms: float, **figures: float) -> dict[str, object]:
+    return {"gflop": 1.0, "sustained": {"median_ms": median_ms, **figures}}
+
+
+def test_lists_of_many_lengths_stand_beside_equal_ones(tmp_path: Path) -> None:
+    variants = {
+        "equal": sustained(0.0847, over_equal=1.0),
+        "lengths": sustained(0.0882, over_equal=0.961),
+        "lengths, no order": sustained(0.118, over_equal=0.718),
+    }
+    row = gpu_row(variants=variants, lengths="log-normal", target_over_equal=0.92)
+    path = tmp_path / "attention_gpu_lengths.json"
+    path.write_text(json.dumps(gpu_results("lengths", row)))
+    page = performance_page.page(tmp_path)
+    assert "| 784 | log-normal | 0.0847 | 0.0882 | 0.96 | 0.118 | 0.72 | 0.92 |" in page
+    assert "run at 96% to 96% of the speed of equal lists" in page
+
+
+def test_what_an_order_costs_is_shown(tmp_path: Path) -> None:
+    row = {
+        "lists": 576,
+        "columns": 4608,
+        "count": 784,
+        "dtype": "bfloat16",
+        "variants": {
+            "count": sustained(0.057, gb_s=93.1),
+            "count, order": sustained(0.074, gb_s=71.7, order_us=17.04),
+        },
+    }
+    path = tmp_path / "attention_gpu_select.json"
+    path.write_text(json.dumps(gpu_results("select", row)))
+    page = performance_page.page(tmp_path)
+    assert "| 576 x 4,608 (784) | bfloat16 | count | 0.0570 | 93 |  |" in page
+    assert "| 576 x 4,608 (784) | bfloat16 | count, order | 0.0740 | 72 | 17.0 |" in page
