@@ -1,22 +1,16 @@
 #include "chipmunk_kernels/attention.h"
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <cmath>
 #include <cstdint>
 #include <optional>
-#include <string>
 
-#include "bindings/bind.h"
-#include "bindings/borrowed_tensor.h"
-#include "chipmunk_kernels/error.h"
+#include "bindings/def_op.h"
 
 namespace chipmunk::python {
 namespace py = pybind11;
-using namespace pybind11::literals;
 namespace {
 
+using OptionalTensor = std::optional<TensorView>;
 using OptionalScale = std::optional<float>;
 
 // None: 1 / sqrt(head_dim). A q without that dimension is refused by the op.
@@ -25,114 +19,67 @@ float scale_or_default(OptionalScale scale, const TensorView& q) {
   return 1.0F / std::sqrt(static_cast<float>(q.shape[q.rank - 1]));
 }
 
-// Python's numbers are wider than the ops'; whether this one is positive, they check themselves.
-int32_t to_int32(const char* op, const char* argument, int64_t number) {
-  const auto narrow = static_cast<int32_t>(number);
-  if (narrow == number) return narrow;
-  throw InvalidArgument(std::string(op) + ": " + argument +
-                        ": expected a positive number below 2^31, got " + std::to_string(number));
-}
-
 void bind_dense(py::module_& m) {
-  m.def(
-      "dense_attention",
-      [](py::handle q, py::handle k, py::handle v, OptionalScale softmax_scale, py::handle out,
-         py::handle lse, int cpu_threads, OptionalStream stream) {
-        Loan loan("dense_attention", stream);
-        const TensorView q_view = loan.borrow("q", q);
-        const TensorView k_view = loan.borrow("k", k);
-        const TensorView v_view = loan.borrow("v", v);
-        const AttentionPart result{loan.borrow("out", out), loan.borrow("lse", lse)};
-        loan.run(cpu_threads, [&](const Context& context) {
-          dense_attention(q_view, k_view, v_view, scale_or_default(softmax_scale, q_view), result,
-                          context);
-        });
+  def_op(
+      m, "dense_attention",
+      [](const Context& context, const TensorView& q, const TensorView& k, const TensorView& v,
+         OptionalScale scale, const TensorView& out, const TensorView& lse) {
+        dense_attention(q, k, v, scale_or_default(scale, q), {out, lse}, context);
       },
-      "q"_a, "k"_a, "v"_a, "softmax_scale"_a, "out"_a, "lse"_a, "cpu_threads"_a = 0,
-      "stream"_a = py::none());
+      "q", "k", "v", "softmax_scale", "out", "lse");
 
-  m.def(
-      "dense_attention_column_sums",
-      [](py::handle q, py::handle k, py::handle v, py::handle reference_lse, int64_t query_group,
-         OptionalScale softmax_scale, py::handle out, py::handle lse, py::handle column_sums,
-         int cpu_threads, OptionalStream stream) {
-        Loan loan("dense_attention_column_sums", stream);
-        const TensorView q_view = loan.borrow("q", q);
-        const TensorView k_view = loan.borrow("k", k);
-        const TensorView v_view = loan.borrow("v", v);
-        const auto reference = loan.borrow_optional("reference_lse", reference_lse);
-        const AttentionPart result{loan.borrow("out", out), loan.borrow("lse", lse)};
-        const TensorView sums = loan.borrow("column_sums", column_sums);
-        const int32_t group = to_int32("dense_attention_column_sums", "query_group", query_group);
-        loan.run(cpu_threads, [&](const Context& context) {
-          dense_attention_column_sums(q_view, k_view, v_view, reference ? &*reference : nullptr,
-                                      group, scale_or_default(softmax_scale, q_view), result, sums,
-                                      context);
-        });
+  def_op(
+      m, "dense_attention_column_sums",
+      [](const Context& context, const TensorView& q, const TensorView& k, const TensorView& v,
+         const OptionalTensor& reference_lse, int32_t query_group, OptionalScale scale,
+         const TensorView& out, const TensorView& lse, const TensorView& column_sums) {
+        dense_attention_column_sums(q, k, v, reference_lse ? &*reference_lse : nullptr, query_group,
+                                    scale_or_default(scale, q), {out, lse}, column_sums, context);
       },
-      "q"_a, "k"_a, "v"_a, "reference_lse"_a, "query_group"_a, "softmax_scale"_a, "out"_a, "lse"_a,
-      "column_sums"_a, "cpu_threads"_a = 0, "stream"_a = py::none());
+      "q", "k", "v", "reference_lse", "query_group", "softmax_scale", "out", "lse", "column_sums");
 }
 
 void bind_column_sparse(py::module_& m) {
-  m.def(
-      "column_sparse_attention",
-      [](py::handle q, py::handle k, py::handle v, py::handle indices, py::handle counts,
-         int64_t query_group, py::handle rest_out, py::handle rest_lse, OptionalScale softmax_scale,
-         py::handle out, py::handle lse, int cpu_threads, OptionalStream stream) {
-        Loan loan("column_sparse_attention", stream);
-        const TensorView q_view = loan.borrow("q", q);
-        const TensorView k_view = loan.borrow("k", k);
-        const TensorView v_view = loan.borrow("v", v);
-        const ColumnLists columns{
-            loan.borrow("columns.indices", indices), loan.borrow("columns.counts", counts),
-            to_int32("column_sparse_attention", "columns.query_group", query_group)};
-        std::optional<AttentionPart> rest;
-        if (!rest_out.is_none()) {
-          rest = {loan.borrow("rest.out", rest_out), loan.borrow("rest.lse", rest_lse)};
-        }
-        const AttentionPart result{loan.borrow("out", out), loan.borrow("lse", lse)};
-        loan.run(cpu_threads, [&](const Context& context) {
-          column_sparse_attention(q_view, k_view, v_view, columns, rest ? &*rest : nullptr,
-                                  scale_or_default(softmax_scale, q_view), result, context);
-        });
+  def_op(
+      m, "column_sparse_attention",
+      [](const Context& context, const TensorView& q, const TensorView& k, const TensorView& v,
+         const TensorView& indices, const TensorView& counts, const OptionalTensor& order,
+         int32_t query_group, const OptionalTensor& rest_out, const OptionalTensor& rest_lse,
+         OptionalScale scale, const TensorView& out, const TensorView& lse) {
+        // A rest without one of its parts is refused by the op: its shape is [].
+        AttentionPart rest;
+        if (rest_out) rest.out = *rest_out;
+        if (rest_lse) rest.lse = *rest_lse;
+        column_sparse_attention(q, k, v, {indices, counts, query_group, order},
+                                rest_out || rest_lse ? &rest : nullptr, scale_or_default(scale, q),
+                                {out, lse}, context);
       },
-      "q"_a, "k"_a, "v"_a, "indices"_a, "counts"_a, "query_group"_a, "rest_out"_a, "rest_lse"_a,
-      "softmax_scale"_a, "out"_a, "lse"_a, "cpu_threads"_a = 0, "stream"_a = py::none());
+      "q", "k", "v", Shown{"indices", "columns.indices"}, Shown{"counts", "columns.counts"},
+      Shown{"order", "columns.order"}, Shown{"query_group", "columns.query_group"},
+      Shown{"rest_out", "rest.out"}, Shown{"rest_lse", "rest.lse"}, "softmax_scale", "out", "lse");
 }
 
 void bind_algebra(py::module_& m) {
-  m.def(
-      "merge_attention",
-      [](py::handle a_out, py::handle a_lse, py::handle b_out, py::handle b_lse, py::handle out,
-         py::handle lse, int cpu_threads, OptionalStream stream) {
-        Loan loan("merge_attention", stream);
-        const AttentionPart a{loan.borrow("a.out", a_out), loan.borrow("a.lse", a_lse)};
-        const AttentionPart b{loan.borrow("b.out", b_out), loan.borrow("b.lse", b_lse)};
-        const AttentionPart result{loan.borrow("out", out), loan.borrow("lse", lse)};
-        loan.run(cpu_threads,
-                 [&](const Context& context) { merge_attention(a, b, result, context); });
+  def_op(
+      m, "merge_attention",
+      [](const Context& context, const TensorView& a_out, const TensorView& a_lse,
+         const TensorView& b_out, const TensorView& b_lse, const TensorView& out,
+         const TensorView& lse) {
+        merge_attention({a_out, a_lse}, {b_out, b_lse}, {out, lse}, context);
       },
-      "a_out"_a, "a_lse"_a, "b_out"_a, "b_lse"_a, "out"_a, "lse"_a, "cpu_threads"_a = 0,
-      "stream"_a = py::none());
+      Shown{"a_out", "a.out"}, Shown{"a_lse", "a.lse"}, Shown{"b_out", "b.out"},
+      Shown{"b_lse", "b.lse"}, "out", "lse");
 
-  m.def(
-      "rest_of_attention",
-      [](py::handle whole_out, py::handle whole_lse, py::handle selected_out,
-         py::handle selected_lse, py::handle out, py::handle lse, int cpu_threads,
-         OptionalStream stream) {
-        Loan loan("rest_of_attention", stream);
-        const AttentionPart whole{loan.borrow("whole.out", whole_out),
-                                  loan.borrow("whole.lse", whole_lse)};
-        const AttentionPart selected{loan.borrow("selected.out", selected_out),
-                                     loan.borrow("selected.lse", selected_lse)};
-        const AttentionPart result{loan.borrow("out", out), loan.borrow("lse", lse)};
-        loan.run(cpu_threads, [&](const Context& context) {
-          rest_of_attention(whole, selected, result, context);
-        });
+  def_op(
+      m, "rest_of_attention",
+      [](const Context& context, const TensorView& whole_out, const TensorView& whole_lse,
+         const TensorView& selected_out, const TensorView& selected_lse, const TensorView& out,
+         const TensorView& lse) {
+        rest_of_attention({whole_out, whole_lse}, {selected_out, selected_lse}, {out, lse},
+                          context);
       },
-      "whole_out"_a, "whole_lse"_a, "selected_out"_a, "selected_lse"_a, "out"_a, "lse"_a,
-      "cpu_threads"_a = 0, "stream"_a = py::none());
+      Shown{"whole_out", "whole.out"}, Shown{"whole_lse", "whole.lse"},
+      Shown{"selected_out", "selected.out"}, Shown{"selected_lse", "selected.lse"}, "out", "lse");
 }
 
 }  // namespace

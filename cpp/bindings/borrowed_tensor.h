@@ -24,6 +24,8 @@ class Loan {
  public:
   Loan(const char* op, OptionalStream stream) : op_(op), stream_(stream) {}
 
+  const char* op() const { return op_; }
+
   // Throws InvalidArgument "<op>: <argument>: expected <dtypes> .., got .." for anything that is
   // not an array of a supported dtype, and Unsupported for arrays on other kinds of device.
   TensorView borrow(const char* argument, pybind11::handle array);

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "bindings/bind.h"
+#include "bindings/def_op.h"
 #include "chipmunk_kernels/error.h"
 #include "third_party/dlpack.h"
 

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "bindings/bind.h"
+#include "bindings/def_op.h"
 #include "chipmunk_kernels/error.h"
 #include "chipmunk_kernels/info.h"
 

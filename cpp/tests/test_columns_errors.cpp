@@ -187,28 +187,28 @@ void add_message_tests(testing::Tests& tests) {
     const Tensor mask(DType::kBool, {2, 3, 6});
     const Lists lists({2, 3}, 4);
     const Tensor right(DType::kInt32, {2, 6});
-    const auto message = [&](const TensorView& order) {
+    // What is said after `change` has been made to right arguments.
+    const auto message = [&](auto&& change) {
+      TensorView changed_mask = mask;
       ColumnLists columns = lists.lists();
-      columns.order = order;
+      columns.order = right;
+      change(changed_mask, columns);
       return message_of<InvalidArgument>(
-          [&] { chipmunk::columns_from_mask(mask, columns, Context{}); });
+          [&] { chipmunk::columns_from_mask(changed_mask, columns, Context{}); });
     };
-    const auto with = [&](auto&& change) {
-      TensorView order = right;
-      change(order);
-      return message(order);
-    };
-    expect(message(Tensor(DType::kInt32, {2, 3})),
+    using V = TensorView;
+    using L = ColumnLists;
+    expect(message([](V&, L& l) { l.order = Tensor(DType::kInt32, {2, 3}); }),
            "columns_from_mask: columns.order: expected shape [2, lists=6], got [2, 3]");
-    expect(with([](TensorView& t) { t.read_only = true; }),
+    expect(message([](V&, L& l) { l.order->read_only = true; }),
            "columns_from_mask: columns.order: expected a writable array, got a read-only one");
-    expect(with([&](TensorView& t) { t.data = mask.view().data; }),
+    expect(message([](V& m, L& l) { m.data = l.order->data; }),
            "columns_from_mask: columns.order: expected memory apart from mask, got memory that "
            "overlaps it");
-    expect(with([&](TensorView& t) { t.data = lists.indices.view().data; }),
+    expect(message([](V&, L& l) { l.order->data = l.indices.data; }),
            "columns_from_mask: columns.order: expected memory apart from columns.indices, got "
            "memory that overlaps it");
-    expect(with([&](TensorView& t) { t.data = lists.counts.view().data; }),
+    expect(message([](V&, L& l) { l.counts.data = l.order->data; }),
            "columns_from_mask: columns.order: expected memory apart from columns.counts, got "
            "memory that overlaps it");
     tests.check(lists.counts.get({1, 2}) == -7, "nothing is written before an exception");

@@ -139,6 +139,36 @@ void add_selection_tests(testing::Tests& tests) {
     }
   });
 
+  tests.add("a count or a mass for every list, head or group, as on the CPU", [&] {
+    Random random(4);
+    for (int trial = 0; trial < 60; ++trial) {
+      const bool by_count = trial % 2 == 0;
+      const int64_t heads = random.integer(1, 3), groups = random.integer(1, 3);
+      const int64_t n = random.integer(1, 700);
+      const Tensor scores(DType::kFloat32, {heads, groups, n});
+      fill_scores(random, 1, scores);  // sums that do not round
+      const Tensor values(by_count ? DType::kInt32 : DType::kFloat32,
+                          {trial % 3 == 1 ? 1 : heads, trial % 3 == 2 ? 1 : groups});
+      for (int64_t i = 0; i < values.view().numel(); ++i) {
+        const double mass = random.integer(0, 9) == 0 ? kNan : 1.4 * random.fraction() - 0.2;
+        values.set_flat(i, by_count ? static_cast<double>(random.integer(-9, n + 9)) : mass);
+      }
+      const auto select = [&](const TensorView& from, const TensorView& by,
+                              const ColumnLists& lists) {
+        ColumnSelection selection{.max_count = n, .random_fraction = 0.1, .seed = 7};
+        (by_count ? selection.count_per_list : selection.mass_per_list) = by;
+        chipmunk::select_columns(from, nullptr, selection, lists, Context{});
+      };
+      const Lists expected(heads, groups, n), got(heads, groups, n);
+      select(scores, values, expected.lists());
+      const OnGpu gpu_scores(scores), gpu_values(values);
+      const GpuLists gpu(got);
+      select(gpu_scores, gpu_values, gpu.lists());
+      gpu.fetch();
+      tests.check(got.same_as(expected), "trial " + std::to_string(trial));
+    }
+  });
+
   tests.add("no columns, no rows", [&] {
     for (const int64_t groups : {int64_t{0}, int64_t{2}}) {
       const Tensor scores(DType::kFloat32, {1, groups, groups == 0 ? 5 : 0});

@@ -195,7 +195,7 @@ void add_message_tests(testing::Tests& tests) {
            "column_sparse_fc2: w2t: expected shape [hidden, out_channels=6], got [6]");
     expect(message([&](A& a) { a.columns.query_group = 64; }),
            "column_sparse_fc2: columns.query_group: expected 128, got 64");
-    expect(message([&](A& a) { a.out.data = a.delta.data; }),
+    expect(message([&](A& a) { a.delta.data = a.out.data; }),
            "column_sparse_fc2: out: expected memory apart from packed_delta, got memory that "
            "overlaps it");
     expect(message([&](A& a) { a.w2t.data = a.out.data; }),
@@ -264,7 +264,7 @@ void add_whole_message_tests(testing::Tests& tests) {
            "cache.output: expected memory apart from packed_delta" + overlap);
     expect([&](A& a) { a.columns.indices.data = a.cache.output.data; },
            "cache.output: expected memory apart from columns.indices" + overlap);
-    expect([&](A& a) { a.x.data = a.cache.output.data; },
+    expect([&](A& a) { a.cache.output.data = a.x.data; },
            "cache.output: expected memory apart from x" + overlap);
     tests.check(m.cache.same_bits(old_cache) && m.out.same_bits(old_out), "nothing was written");
   });

@@ -15,11 +15,13 @@ namespace chipmunk {
 //
 // `order` is a schedule: which multiprocessor takes which lists, so that lists of unequal length
 // are done at about the same time. Results never depend on it, bit for bit. Lists are numbered in
-// row-major order over the shape of `counts`. order[0, m] is the first list of multiprocessor m,
-// and order[1, i] the list that follows list i; -1 is none. The chains from order[0, 0], order[0,
-// 1], .. visit every list exactly once; entries of row 0 after the last chain are -1. order[0, 0]
-// == -1 means: as they come. `select_columns` and `columns_from_mask` fill an order that they are
-// given; the CPU backend fills it with -1, and no op reads it there.
+// row-major order over the shape of `counts`; -1 is none.
+//   row 0  entry m: the first list of multiprocessor m. After the last of them all entries are -1.
+//          An entry 0 of -1 means that lists are taken as they come
+//   row 1  entry i: the list that follows list i on its multiprocessor
+// Together the multiprocessors take every list exactly once. `select_columns` and
+// `columns_from_mask` fill an order that they are given; on the CPU they fill it with -1, and no op
+// reads it there.
 struct ColumnLists {
   TensorView indices;                    // [*lead, groups, capacity] int32
   TensorView counts;                     // [*lead, groups] int32

@@ -34,8 +34,15 @@ void check_query_group(const ArgChecker& check, std::string_view argument, int32
   if (query_group < 1) check.fail(argument, "a positive number", std::to_string(query_group));
 }
 
-void check_order(const ArgChecker& check, const ColumnLists& columns, std::string_view other,
-                 Device device) {
+void check_lists_memory(const ArgChecker& check, const ColumnLists& columns, std::string_view other,
+                        Device device) {
+  check.dtype("columns.indices", columns.indices, {DType::kInt32});
+  check.dtype("columns.counts", columns.counts, {DType::kInt32});
+  check.same_device("columns.indices", columns.indices, other, device);
+  check.same_device("columns.counts", columns.counts, other, device);
+  check.last_dim_contiguous("columns.indices", columns.indices);
+  check.readable("columns.indices", columns.indices);
+  check.readable("columns.counts", columns.counts);
   if (!columns.order) return;
   const TensorView& order = *columns.order;
   const int64_t lists = columns.counts.numel();
@@ -63,14 +70,7 @@ ColumnListsParams check_column_lists(const ArgChecker& check, const ColumnLists&
   if (counts.rank != lead_rank + 1 || !leads_with(counts, lead, groups)) {
     check.fail("columns.counts", lists_shape(lead, groups, ""), to_string(counts));
   }
-  check.dtype("columns.indices", indices, {DType::kInt32});
-  check.dtype("columns.counts", counts, {DType::kInt32});
-  check.same_device("columns.indices", indices, other, device);
-  check.same_device("columns.counts", counts, other, device);
-  check.last_dim_contiguous("columns.indices", indices);
-  check.readable("columns.indices", indices);
-  check.readable("columns.counts", counts);
-  check_order(check, columns, other, device);
+  check_lists_memory(check, columns, other, device);
   return {
       .indices = lists_view(indices, lead_rank),
       .counts = lists_view(counts, lead_rank),

@@ -13,10 +13,11 @@ namespace chipmunk {
 // Rows that share a list: a positive number.
 void check_query_group(const ArgChecker& check, std::string_view argument, int32_t query_group);
 
-// The lists' order, if there is one: [2, lists] int32, contiguous, on `device` (that of the
-// argument `other`). Needs counts that are right. Contents are not looked at.
-void check_order(const ArgChecker& check, const ColumnLists& columns, std::string_view other,
-                 Device device);
+// Of lists whose indices and counts have the right shapes: int32, on `device` (that of the argument
+// `other`), memory that can be read, and an order of [2, lists] if there is one. Contents are not
+// looked at.
+void check_lists_memory(const ArgChecker& check, const ColumnLists& columns, std::string_view other,
+                        Device device);
 
 // The lists of an op that runs over `rows` query rows: indices [*lead, groups, capacity] and counts
 // [*lead, groups] with groups = ceil(rows / query_group), int32, on `device` (that of the argument

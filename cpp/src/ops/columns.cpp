@@ -64,14 +64,7 @@ void check_lists(const ArgChecker& check, const ColumnLists& columns, const char
     expected.insert(expected.size() - 1, ", capacity");
     check.fail("columns.indices", "shape " + expected + " as " + other, to_string(indices));
   }
-  check.dtype("columns.indices", indices, {DType::kInt32});
-  check.dtype("columns.counts", counts, {DType::kInt32});
-  check.same_device("columns.indices", indices, other, rows.device);
-  check.same_device("columns.counts", counts, other, rows.device);
-  check.last_dim_contiguous("columns.indices", indices);
-  check.readable("columns.indices", indices);
-  check.readable("columns.counts", counts);
-  check_order(check, columns, other, rows.device);
+  check_lists_memory(check, columns, other, rows.device);
 }
 
 const TensorView* pointer_to(const std::optional<TensorView>& t) { return t ? &*t : nullptr; }
