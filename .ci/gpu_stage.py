@@ -153,11 +153,21 @@ def compile_extension(path: Path) -> None:
 
     folders = [ROOT / "cpp", ROOT / "cpp/bindings", prefix() / "include", pybind11.get_include()]
     folders.append(sysconfig.get_path("include"))
-    options = ["-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
+    compiler = os.environ.get("CXX", "c++")
+    options = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-c"]
     options += [f"-I{folder}" for folder in folders]
+    objects = BUILD / "objects"
+    objects.mkdir(parents=True, exist_ok=True)
     sources = sorted((ROOT / "cpp" / "bindings").glob("*.cpp"))
+    made = [objects / f"{source.stem}.o" for source in sources]
+
+    def compile_one(source: Path, into: Path) -> None:
+        call([compiler, *options, source, "-o", into])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources, made))
     libraries = [f"-L{path.parent / 'lib'}", "-lchipmunk_kernels", "-Wl,-rpath,$ORIGIN/lib"]
-    call([os.environ.get("CXX", "c++"), *options, *sources, *libraries, "-o", path])
+    call([compiler, "-shared", *made, *libraries, "-o", path])
 
 
 def tests() -> None:

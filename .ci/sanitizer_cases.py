@@ -84,14 +84,18 @@ def lists(groups: int, n: int, device: torch.device) -> ck.ColumnLists:
 
 
 def select(dtype: torch.dtype, device: torch.device) -> None:
-    """By count and by mass, with and without an order."""
+    """By count and by mass, one for all lists or for each, with and without an order."""
     groups, n = 5, 3_000
     scores = torch.rand(1, 2, groups, n).to(dtype).to(device)
     always = (torch.rand(n) < 0.01).to(device)
+    counts = torch.randint(0, n, (1, 2, groups), dtype=torch.int32).to(device)
+    masses = torch.rand(2, 1).to(device)
     for options in (
         {"count": 300},
         {"count": 300, "always": always, "random_fraction": 0.3, "seed": 1},
         {"mass": 0.6, "min_count": 7},
+        {"count": counts, "max_count": n},
+        {"mass": masses, "max_count": n},
     ):
         ck.select_columns(scores, **options, out=lists(groups, n, device))
         made = ck.select_columns(scores, **options)

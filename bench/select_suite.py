@@ -87,14 +87,9 @@ def variants(scores: Tensor, options: Options, name: str) -> dict[str, Callable[
     ordered.validate(scores.shape[-1])
     check(scores, options, ordered)
     runs = {name: partial(ck.select_columns, scores, **options, out=plain)}
-    if has_order(ordered):
+    if ordered.order is not None:
         runs[name + WITH_ORDER] = partial(ck.select_columns, scores, **options, out=ordered)
     return runs
-
-
-def has_order(columns: ck.ColumnLists) -> bool:
-    """Only lists on a GPU have one."""
-    return getattr(columns, "order", None) is not None
 
 
 def check(scores: Tensor, options: Options, got: ck.ColumnLists) -> None:

@@ -330,6 +330,31 @@ def test_unknown_steps_are_refused() -> None:
     assert "unknown: sanitisers; there are check, build, tests" in done.stderr
 
 
+def test_the_step_fails_with_the_report_of_the_case_that_raced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raced = racecheck(first("Read", "0x1f20"), second("Write", "0x14b0", 2))
+    (tmp_path / "raced").write_text(raced)
+    (tmp_path / "clean").write_text(CLEAN)
+    (tmp_path / "sass").write_text(SASS)
+    for name, script in {
+        "cuobjdump": f"cat {tmp_path}/sass",
+        "compute-sanitizer": f'case "$*" in *racecheck*mask) cat {tmp_path}/raced;; '
+        f"*) cat {tmp_path}/clean;; esac",
+    }.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(gpu_stage, "LOGS", tmp_path / "logs")
+    with pytest.raises(gpu_stage.StageError, match="1 lines of reports"):
+        gpu_stage.sanitizers()
+    assert (tmp_path / "logs" / "racecheck-mask.log").read_text() == raced
+    printed = capsys.readouterr().out
+    assert f"racecheck mask: Read (LDSM) at {KERNEL}+0x1f20 and Write (STS)" in printed
+    assert printed.count(" ok ") == len(gpu_stage.sanitizer_runs(list(sanitizer_cases.CASES))) - 1
+
+
 def test_a_run_that_takes_too_long_is_ended_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,11 +53,11 @@ ERRORS = {
     ),
     "masked array": (
         lambda: ck.dense_attention(Q.numpy(), K.numpy(), np.ma.masked_array(K.numpy())),
-        "dense_attention: v: expected an array without a mask, got numpy.ma.MaskedArray",
+        "dense_attention: v: expected an array without a mask, got MaskedArray",
     ),
     "masked q": (
         lambda: ck.dense_attention(np.ma.masked_array(Q.numpy()), K.numpy(), K.numpy()),
-        "dense_attention: q: expected an array without a mask, got numpy.ma.MaskedArray",
+        "dense_attention: q: expected an array without a mask, got MaskedArray",
     ),
     # dtypes
     "float64": (
@@ -256,6 +256,35 @@ ERRORS = {
     "out is no ColumnLists": (
         lambda: select(count=3, out=LISTS.indices),
         "select_columns: out: expected ColumnLists, got torch.Tensor",
+    ),
+    "an array of counts without max_count": (
+        lambda: select(count=i32(2, 3)),
+        "select_columns: max_count: expected a number of columns >= 0, got None",
+    ),
+    "counts of another library": (
+        lambda: select(count=np.zeros((2, 3), np.int32), max_count=5),
+        "select_columns: count_per_list: expected a torch.Tensor, got numpy.ndarray",
+    ),
+    "counts that are fractions": (
+        lambda: select(count=f32(2, 3), max_count=5),
+        "select_columns: count_per_list: expected an integer dtype, got float32",
+    ),
+    "fractions that are integers": (
+        lambda: select(mass=i32(2, 3), max_count=5),
+        "select_columns: mass_per_list: expected a floating-point dtype, got int32",
+    ),
+    "shape of counts": (
+        lambda: select(count=i32(3, 2), max_count=5),
+        "select_columns: count_per_list: expected a shape that broadcasts to columns.counts "
+        "[2, 3], got [3, 2]",
+    ),
+    "order": (
+        lambda: sparse(ck.ColumnLists(LISTS.indices, LISTS.counts, 64, i32(2, 7))),
+        "column_sparse_attention: columns.order: expected shape [2, lists=8], got [2, 7]",
+    ),
+    "dtype of an order": (
+        lambda: sparse(ck.ColumnLists(LISTS.indices, LISTS.counts, 64, i32(2, 8).long())),
+        "column_sparse_attention: columns.order: expected dtype int32, got int64",
     ),
     "always": (
         lambda: select(count=3, always=torch.zeros(19, dtype=torch.bool)),

@@ -13,6 +13,7 @@ from cases import poisoned_lists, threads  # noqa: E402
 
 import chipmunk_kernels as ck  # noqa: E402
 from chipmunk_kernels.ops import torch as torch_ops  # noqa: E402
+from chipmunk_kernels.ops.schemas import OPS as OPS_BY_NAME  # noqa: E402
 
 OPS = torch.ops.chipmunk_kernels
 
@@ -33,6 +34,10 @@ def mlp_lists(device="cpu"):
     return poisoned_lists(torch.rand(2, 2, 64, device=device) < 0.3, 128)
 
 
+def as_they_come(lists):
+    return torch.full((2, lists), -1, dtype=torch.int32)
+
+
 def out_variant_calls(device):
     """(operator, arguments) for every registered operator."""
     q, k, v = randn(1, 2, 130, 64), randn(1, 2, 90, 64), randn(1, 2, 90, 64)
@@ -40,6 +45,7 @@ def out_variant_calls(device):
     x, w1, b1, w2t = randn(2, 200, 64), randn(64, 64), randn(64), randn(64, 96)
     cache, delta = randn(2, 64, 200), randn(*mlp.indices.shape, 128)
     scores = torch.rand(1, 2, 3, 90)
+    mass_per_list = torch.tensor([[0.2], [0.7]])
     calls = {
         "dense_attention": (q, k, v, None, *part()),
         "dense_attention_column_sums": (
@@ -47,16 +53,16 @@ def out_variant_calls(device):
             *(*part(), torch.empty(1, 2, 3, 90)),
         ),
         "column_sparse_attention": (
-            *(q, k, v, lists.indices, lists.counts, 64, *part(), None),
+            *(q, k, v, lists.indices, lists.counts, as_they_come(6), 64, *part(), None),
             *part(),
         ),
         "merge_attention": (*part(), *part(), *part()),
         "rest_of_attention": (*part(), *part(), *part()),
         "select_columns": (
-            *(scores, scores > 0.9, 10, None, 0, 20, 0.5, 7),
-            *(lists.indices, lists.counts),
+            *(scores, scores > 0.9, None, None, None, mass_per_list, 0, 20, 0.5, 7),
+            *(lists.indices, lists.counts, as_they_come(6)),
         ),
-        "columns_from_mask": (scores > 0.8, lists.indices, lists.counts),
+        "columns_from_mask": (scores > 0.8, lists.indices, lists.counts, as_they_come(6)),
         "columns_to_mask": (lists.indices, lists.counts, scores > 0.5),
         "column_sparse_fc1": (x, w1, b1, mlp.indices, mlp.counts, "gelu_tanh", cache, delta),
         "column_sparse_fc2": (delta, w2t, mlp.indices, mlp.counts, randn(2, 200, 96)),
@@ -72,10 +78,10 @@ def out_variant_calls(device):
 
 
 def test_every_operator_has_a_call_here():
-    assert out_variant_calls("cpu").keys() == torch_ops.SCHEMAS.keys()
+    assert out_variant_calls("cpu").keys() == OPS_BY_NAME.keys()
 
 
-@pytest.mark.parametrize("op", sorted(torch_ops.SCHEMAS))
+@pytest.mark.parametrize("op", sorted(OPS_BY_NAME))
 def test_opcheck(device, op):
     args = out_variant_calls(device)[op]
     getattr(OPS, op).default(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
@@ -88,7 +94,9 @@ def select(scores, always):
         scores, mass=0.5, max_count=30, always=always, random_fraction=0.5, seed=3, query_group=64
     )
     from_mask = ck.columns_from_mask(scores > 0.7, query_group=64)
-    return by_count, by_mass, from_mask, by_mass.to_mask(scores.shape[-1])
+    per_list = ck.select_columns(scores, count=from_mask.counts.long() // 2, max_count=15)
+    per_head = ck.select_columns(scores, mass=scores[0, :, :1, 0].double(), max_count=25)
+    return by_count, by_mass, from_mask, per_list, per_head, by_mass.to_mask(scores.shape[-1])
 
 
 def attention(q, k, v, columns):
@@ -263,11 +271,11 @@ def test_tensors_without_the_exchange_table_come_in_as_capsules(device, monkeypa
 
 def test_ops_follow_the_number_of_torch_threads():
     seen = []
-    run = torch_ops._on_cpu("dense_attention", ["q"], lambda *args: seen.append(args))
+    run = torch_ops._on_cpu(OPS_BY_NAME["dense_attention"], lambda *args: seen.append(args))
     for count in (1, 3):
         with threads(count):
-            run("q")
-    assert seen == [("q", 1), ("q", 3)]
+            run("q", "k", "v", None, "out", "lse")
+    assert [args[-1] for args in seen] == [1, 3]
 
 
 @pytest.mark.gpu

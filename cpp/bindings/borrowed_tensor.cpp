@@ -1,9 +1,12 @@
 #include "bindings/borrowed_tensor.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "chipmunk_kernels/error.h"
 #include "third_party/dlpack.h"
@@ -70,8 +73,9 @@ std::string dtype_name(DLDataType dtype) {
 // What the ops take for an argument of this name.
 const char* expected_dtypes(std::string_view name) {
   const auto ends_with = [&](std::string_view part) { return name.ends_with(part); };
-  if (ends_with("indices") || ends_with("counts")) return "dtype int32";
-  if (ends_with("lse")) return "dtype float32";
+  if (ends_with("indices") || ends_with("counts") || ends_with("order")) return "dtype int32";
+  if (name == "count_per_list") return "dtype int32";
+  if (ends_with("lse") || name == "mass_per_list") return "dtype float32";
   if (name == "column_sums") return "dtype float32 or bfloat16";
   if (name == "mask" || name == "always") return "dtype bool";
   return "dtype float32 or bfloat16 or float16";
@@ -86,6 +90,30 @@ DType to_dtype(const Argument& argument, DLDataType dtype) {
     if (dtype.code == kDLBool && dtype.bits == 8) return DType::kBool;
   }
   argument.fail(expected_dtypes(argument.name), dtype_name(dtype));
+}
+
+DType dtype_named(const Argument& argument, const std::string& name) {
+  for (const DType dtype :
+       {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kInt32, DType::kBool}) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  argument.fail(expected_dtypes(argument.name), name);
+}
+
+// The view of the number-th such argument; each seems to have memory of its own.
+TensorView to_view(const Argument& argument, const ShapeOnly& array, int number) {
+  constexpr uintptr_t kApart = uintptr_t{1} << 52;
+  TensorView view;
+  view.dtype = dtype_named(argument, array.dtype);
+  view.device = array.device;
+  view.rank = static_cast<int32_t>(array.shape.size());
+  if (view.rank > kMaxRank) {
+    argument.fail("at most " + std::to_string(kMaxRank) + " dimensions", std::to_string(view.rank));
+  }
+  std::ranges::copy(array.shape, view.shape.begin());
+  std::ranges::copy(array.strides, view.strides.begin());
+  view.data = reinterpret_cast<void*>(kApart * static_cast<uintptr_t>(number));
+  return view;
 }
 
 Device to_device(const Argument& argument, DLDevice device) {
@@ -126,6 +154,9 @@ TensorView to_view(const Argument& argument, const DLTensor& tensor, bool read_o
   if (tensor.data != nullptr) view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   return view;
 }
+
+// Set once, when the module is made; compared with the type of every array.
+PyTypeObject* shape_only_type = nullptr;
 
 // Python strings and tuples for the calls below, made once and never freed.
 struct Names {
@@ -221,9 +252,21 @@ TensorView view_of_capsule(const Argument& argument, const py::object& capsule) 
   argument.fail("a DLPack capsule", type_name(capsule));
 }
 
+bool is_numpy_array(py::handle array) {
+  return std::string_view(Py_TYPE(array.ptr())->tp_name) == "numpy.ndarray";
+}
+
+// A subclass of numpy's array that hides elements, which DLPack would show.
+void refuse_mask(const Argument& argument, py::handle array) {
+  if (is_numpy_array(array)) return;
+  if (py::hasattr(array, "mask") && py::hasattr(array, "filled")) {
+    argument.fail("an array without a mask", type_name(array));
+  }
+}
+
 // numpy has bfloat16 through ml_dtypes, which its DLPack does not know: lend those bits as float16.
 py::object bfloat16_bits_of_numpy(py::handle array) {
-  if (std::string_view(Py_TYPE(array.ptr())->tp_name) != "numpy.ndarray") return {};
+  if (!is_numpy_array(array)) return {};
   const py::object dtype = array.attr("dtype");
   if (dtype.attr("kind").cast<std::string_view>() != "V") return {};  // not one of numpy's own
   if (dtype.attr("name").cast<std::string_view>() != "bfloat16") return {};
@@ -249,6 +292,10 @@ TensorView Loan::borrow(const char* name, py::handle array) {
     }
     return view;
   }
+  if (Py_TYPE(array.ptr()) == shape_only_type) {
+    return to_view(argument, array.cast<const ShapeOnly&>(), ++shapes_only_);
+  }
+  refuse_mask(argument, array);
   const py::object bits = bfloat16_bits_of_numpy(array);
   // Left unconsumed, the capsule frees the export when it dies.
   py::object capsule = export_capsule(argument, bits ? py::handle(bits) : array, stream_);
@@ -264,7 +311,21 @@ std::optional<TensorView> Loan::borrow_optional(const char* name, py::handle arr
 }
 
 Context Loan::context(int cpu_threads) const {
-  return {.stream = reinterpret_cast<void*>(stream_.value_or(0)), .cpu_threads = cpu_threads};
+  return {.stream = reinterpret_cast<void*>(stream_.value_or(0)),
+          .cpu_threads = cpu_threads,
+          .check_only = shapes_only_ > 0};
+}
+
+void bind_shape_only(py::module_& m) {
+  const auto make = [](std::vector<int64_t> shape, std::vector<int64_t> strides, std::string dtype,
+                       std::optional<int32_t> cuda_device) {
+    const Device device = cuda_device ? Device{DeviceType::kCuda, *cuda_device} : Device{};
+    return ShapeOnly{std::move(shape), std::move(strides), std::move(dtype), device};
+  };
+  const py::class_<ShapeOnly> type = py::class_<ShapeOnly>(m, "ShapeOnly")
+                                         .def(py::init(make), py::arg("shape"), py::arg("strides"),
+                                              py::arg("dtype"), py::arg("cuda_device"));
+  shape_only_type = reinterpret_cast<PyTypeObject*>(type.ptr());
 }
 
 }  // namespace chipmunk::python

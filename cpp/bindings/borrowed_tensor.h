@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "chipmunk_kernels/context.h"
@@ -18,6 +19,14 @@ namespace chipmunk::python {
 // A stream as Python gives it: the address of a cudaStream_t, or None for "the array library's".
 using OptionalStream = std::optional<uintptr_t>;
 
+// Stands for an array in a call that only checks its arguments, as torch's fake tensors want.
+struct ShapeOnly {
+  std::vector<int64_t> shape, strides;  // strides in elements
+  std::string dtype;                    // "float32"
+  Device device;
+};
+void bind_shape_only(pybind11::module_& module);
+
 // The arrays of one call. Views are good as long as this object and the Python arguments live;
 // needs the GIL to be made, used and destroyed, but not while the op runs.
 class Loan {
@@ -27,7 +36,8 @@ class Loan {
   const char* op() const { return op_; }
 
   // Throws InvalidArgument "<op>: <argument>: expected <dtypes> .., got .." for anything that is
-  // not an array of a supported dtype, and Unsupported for arrays on other kinds of device.
+  // not an array of a supported dtype, and Unsupported for arrays on other kinds of device. After a
+  // ShapeOnly the call only checks its arguments.
   TensorView borrow(const char* argument, pybind11::handle array);
   // nullopt for None.
   std::optional<TensorView> borrow_optional(const char* argument, pybind11::handle array);
@@ -47,6 +57,7 @@ class Loan {
   const char* op_;
   OptionalStream stream_;
   std::vector<pybind11::object> capsules_;  // keep the borrowed arrays' metadata alive
+  int shapes_only_ = 0;
 };
 
 }  // namespace chipmunk::python

@@ -55,6 +55,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("CudaError").attr("__doc__") = "A CUDA call failed; the text names it.";
   m.def("build_info", &build_info);
   m.def("checks_enabled", &checks_enabled);
+  chipmunk::python::bind_shape_only(m);
   chipmunk::python::bind_attention(m);
   chipmunk::python::bind_columns(m);
   chipmunk::python::bind_host_buffer(m);

@@ -42,8 +42,25 @@ class HostBuffer:
     ) -> object: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
+class ShapeOnly:
+    """Stands for an array: with one among its arguments, an op checks them all and returns."""
+
+    def __init__(
+        self, shape: list[int], strides: list[int], dtype: str, cuda_device: int | None
+    ) -> None: ...
+
 def build_info() -> _BuildInfo: ...
 def checks_enabled() -> bool: ...
+def validate_columns(
+    indices: Any,
+    counts: Any,
+    n: int,
+    order: Any = None,
+    cpu_threads: int = 0,
+    stream: int | None = None,
+) -> None: ...
+
+# The ops, written by `python -m chipmunk_kernels.ops.stub`.
 def dense_attention(
     q: Any,
     k: Any,
@@ -73,6 +90,7 @@ def column_sparse_attention(
     v: Any,
     indices: Any,
     counts: Any,
+    order: Any,
     query_group: int,
     rest_out: Any,
     rest_lse: Any,
@@ -106,23 +124,34 @@ def select_columns(
     scores: Any,
     always: Any,
     count: int | None,
+    count_per_list: Any,
     mass: float | None,
+    mass_per_list: Any,
     min_count: int,
     max_count: int | None,
     random_fraction: float,
     seed: int | None,
     indices: Any,
     counts: Any,
+    order: Any,
     cpu_threads: int = 0,
     stream: int | None = None,
 ) -> None: ...
 def columns_from_mask(
-    mask: Any, indices: Any, counts: Any, cpu_threads: int = 0, stream: int | None = None
+    mask: Any,
+    indices: Any,
+    counts: Any,
+    order: Any,
+    cpu_threads: int = 0,
+    stream: int | None = None,
 ) -> None: ...
 def columns_to_mask(
-    indices: Any, counts: Any, mask: Any, cpu_threads: int = 0, stream: int | None = None
+    indices: Any,
+    counts: Any,
+    mask: Any,
+    cpu_threads: int = 0,
+    stream: int | None = None,
 ) -> None: ...
-def validate_columns(indices: Any, counts: Any, n: int, cpu_threads: int = 0) -> None: ...
 def column_sparse_fc1(
     x: Any,
     w1: Any,

@@ -10,6 +10,8 @@ struct Context {
   void* stream = nullptr;
   // Threads for the CPU backend; 0 means every core that this process may run on.
   int cpu_threads = 0;
+  // Look at the arguments and return: no tensor's memory is read or written.
+  bool check_only = false;
 };
 
 }  // namespace chipmunk

@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
 from chipmunk_kernels import _core
-from chipmunk_kernels.arguments import refuse, type_name
+from chipmunk_kernels.arguments import type_name
 from chipmunk_kernels.ops import checked
+from chipmunk_kernels.ops.schemas import Op
+
+_INT32_MAX = 2**31 - 1
+_NONE: Mapping[str, Any] = {}
 
 
 class ArrayLibrary(Protocol):
     """One array library, as the ops see it. Dtypes are names, e.g. "float32"."""
 
-    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Refuses arguments, by name, that this library cannot hand to `op`; None: not given."""
-        ...
+    def check(self, op: str, arrays: Mapping[str, Any], written: Mapping[str, Any] = _NONE) -> None:
+        """Refuses arrays, by public name, that this library cannot hand to `op`.
 
-    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Refuses arrays that cannot be written in place."""
+        Args:
+            op: for messages.
+            arrays: what `op` gets; None for no array.
+            written: what it writes.
+        """
         ...
 
     def empty(self, shape: tuple[int, ...], dtype: str | None, like: Any) -> Any:
@@ -37,8 +43,16 @@ class ArrayLibrary(Protocol):
         """An output with the shape, dtype, device and order of dimensions of `like`."""
         ...
 
-    def run(self, op: str, *args: Any) -> None:
-        """Calls the out-variant `op`."""
+    def has_order(self, like: Any) -> bool:
+        """Whether lists on the device of `like` carry an order: on CUDA devices."""
+        ...
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        """The array as float32, or as int32 with numbers past its ends brought to them."""
+        ...
+
+    def run(self, op: Op, args: tuple[Any, ...]) -> None:
+        """Calls the out-variant `op` with its arguments in order, as `Op.arrange` gives them."""
         ...
 
     def finish(self, output: Any) -> Any:
@@ -57,16 +71,8 @@ class ArrayLibrary(Protocol):
 class NumpyArrays:
     """numpy: arrays on the CPU; bfloat16 through ml_dtypes."""
 
-    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Refuses masked arrays, whose mask no op would see."""
-        for name, array in arrays.items():
-            if array is None or type(array) is np.ndarray:
-                continue
-            if isinstance(array, np.ma.MaskedArray):
-                refuse(op, name, "an array without a mask", cast("object", array))
-
-    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Nothing to refuse: read-only arrays say so themselves."""
+    def check(self, op: str, arrays: Mapping[str, Any], written: Mapping[str, Any] = _NONE) -> None:
+        """Nothing to refuse: the extension looks at every array."""
 
     def empty(self, shape: tuple[int, ...], dtype: str | None, like: Any) -> Any:
         """See `ArrayLibrary`."""
@@ -79,7 +85,17 @@ class NumpyArrays:
         last_is_contiguous = out.ndim == 0 or out.strides[-1] == out.itemsize
         return out if last_is_contiguous else np.empty(like.shape, like.dtype)
 
-    def run(self, op: str, *args: Any) -> None:
+    def has_order(self, like: Any) -> bool:
+        """See `ArrayLibrary`."""
+        return False
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        """See `ArrayLibrary`."""
+        if dtype == "int32":
+            array = array.clip(0, _INT32_MAX)
+        return array.astype(dtype)
+
+    def run(self, op: Op, args: tuple[Any, ...]) -> None:
         """See `ArrayLibrary`."""
         checked.call(op, args, to_host=self.to_host)
 
@@ -105,11 +121,8 @@ class CupyArrays:
         """Takes the module."""
         self._cupy = cupy
 
-    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
+    def check(self, op: str, arrays: Mapping[str, Any], written: Mapping[str, Any] = _NONE) -> None:
         """Nothing to refuse: the extension looks at every array."""
-
-    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Nothing to refuse."""
 
     def empty(self, shape: tuple[int, ...], dtype: str | None, like: Any) -> Any:
         """See `ArrayLibrary`."""
@@ -121,7 +134,18 @@ class CupyArrays:
         with like.device:
             return self._cupy.empty(like.shape, like.dtype)
 
-    def run(self, op: str, *args: Any) -> None:
+    def has_order(self, like: Any) -> bool:
+        """See `ArrayLibrary`."""
+        return True
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        """See `ArrayLibrary`."""
+        with array.device:
+            if dtype == "int32":
+                array = self._cupy.clip(array, 0, _INT32_MAX)
+            return array.astype(dtype)
+
+    def run(self, op: Op, args: tuple[Any, ...]) -> None:
         """See `ArrayLibrary`."""
         with args[0].device:
             stream: int = self._cupy.cuda.get_current_stream().ptr
@@ -148,8 +172,8 @@ class JaxArrays:
         """Takes the module."""
         self._jax = jax
 
-    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Refuses traced arrays and arrays on a GPU."""
+    def check(self, op: str, arrays: Mapping[str, Any], written: Mapping[str, Any] = _NONE) -> None:
+        """Refuses traced arrays, arrays on a GPU, and to write any."""
         for name, array in arrays.items():
             if isinstance(array, self._jax.core.Tracer):
                 raise _core.UnsupportedError(
@@ -162,10 +186,7 @@ class JaxArrays:
                     f"{op}: {name}: jax arrays on a GPU are not supported, as jax does not tell "
                     "which stream it works on; use jax on the CPU, torch or cupy"
                 )
-
-    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Refuses jax arrays."""
-        for name, array in arrays.items():
+        for name, array in written.items():
             if isinstance(array, self._jax.Array):
                 raise _core.UnsupportedError(
                     f"{op}: {name}: is updated in place, and jax arrays are immutable; give a "
@@ -180,8 +201,19 @@ class JaxArrays:
         """See `ArrayLibrary`."""
         return _core.HostBuffer(like.shape, _buffer_dtype(like))
 
-    def run(self, op: str, *args: Any) -> None:
+    def has_order(self, like: Any) -> bool:
         """See `ArrayLibrary`."""
+        return False
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        """See `ArrayLibrary`."""
+        if dtype == "int32":
+            array = self._jax.numpy.clip(array, 0, _INT32_MAX)
+        return array.astype(dtype)
+
+    def run(self, op: Op, args: tuple[Any, ...]) -> None:
+        """See `ArrayLibrary`."""
+        self.check(op.name, op.arrays(args), op.arrays(args, written=True))
         self._jax.block_until_ready([a for a in args if isinstance(a, self._jax.Array)])
         checked.call(op, args, to_host=self.to_host)
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from chipmunk_kernels.arguments import real, type_name
 from chipmunk_kernels.ops.arrays import ArrayLibrary, library_of, size
 from chipmunk_kernels.ops.columns import ColumnLists, group_size, require_lists
+from chipmunk_kernels.ops.schemas import OPS
 
 Array = TypeVar("Array")
 
@@ -40,12 +41,18 @@ def dense_attention(
     Returns:
         out, shaped and typed as q, and lse `[B, Hq, Nq]` float32. Without any key: zeros, -inf.
     """
-    op = "dense_attention"
-    library = library_of(op, "q", q)
-    result, lse = _given(op, out, 2)
-    library.check(op, {"q": q, "k": k, "v": v, "out": result, "lse": lse})
-    result, lse = _part(op, library, q, result, lse)
-    library.run(op, q, k, v, _scale(op, softmax_scale), result, lse)
+    op = OPS["dense_attention"]
+    library = library_of(op.name, "q", q)
+    result, lse = _part(library, q, *_given(op.name, out, 2))
+    args = op.arrange(
+        q=q,
+        k=k,
+        v=v,
+        softmax_scale=_scale(op.name, softmax_scale),
+        out=result,
+        lse=lse,
+    )
+    library.run(op, args)
     return library.finish(result), library.finish(lse)
 
 
@@ -75,30 +82,26 @@ def dense_attention_column_sums(
     Returns:
         out and lse as `dense_attention` gives them, and column_sums `[B, Hq, groups, Nk]`.
     """
-    op = "dense_attention_column_sums"
-    library = library_of(op, "q", q)
-    query_group = group_size(op, "query_group", query_group)
-    result, lse, sums = _given(op, out, 3)
-    library.check(
-        op,
-        {
-            "q": q,
-            "k": k,
-            "v": v,
-            "reference_lse": reference_lse,
-            "out": result,
-            "lse": lse,
-            "column_sums": sums,
-        },
-    )
-    result, lse = _part(op, library, q, result, lse)
+    op = OPS["dense_attention_column_sums"]
+    query_group = group_size(op.name, "query_group", query_group)
+    library = library_of(op.name, "q", q)
+    result, lse, sums = _given(op.name, out, 3)
+    result, lse = _part(library, q, result, lse)
     if sums is None:
         groups = -(-size(q, 2) // query_group) if query_group > 0 else 0
         sums = library.empty((size(q, 0), size(q, 1), groups, size(k, 2)), "float32", q)
-    else:
-        library.check_in_place(op, {"column_sums": sums})
-    scale = _scale(op, softmax_scale)
-    library.run(op, q, k, v, reference_lse, query_group, scale, result, lse, sums)
+    args = op.arrange(
+        q=q,
+        k=k,
+        v=v,
+        reference_lse=reference_lse,
+        query_group=query_group,
+        softmax_scale=_scale(op.name, softmax_scale),
+        out=result,
+        lse=lse,
+        column_sums=sums,
+    )
+    library.run(op, args)
     return library.finish(result), library.finish(lse), library.finish(sums)
 
 
@@ -129,42 +132,30 @@ def column_sparse_attention(
         out, shaped and typed as q, and lse `[B, Hq, Nq]` float32. Where a list is empty: the rest
         alone, or zeros and -inf.
     """
-    op = "column_sparse_attention"
-    library = library_of(op, "q", q)
-    rest_out, rest_lse = (None, None) if rest is None else _pair(op, "rest", rest)
+    op = OPS["column_sparse_attention"]
+    rest_out, rest_lse = (None, None) if rest is None else _pair(op.name, "rest", rest)
     if rest is not None and rest_out is None:  # which would pass for no rest at all
-        raise ValueError(f"{op}: rest.out: expected an array that DLPack can share, got NoneType")
-    require_lists(op, columns)
-    result, lse = _given(op, out, 2)
-    library.check(
-        op,
-        {
-            "q": q,
-            "k": k,
-            "v": v,
-            "columns.indices": columns.indices,
-            "columns.counts": columns.counts,
-            "rest.out": rest_out,
-            "rest.lse": rest_lse,
-            "out": result,
-            "lse": lse,
-        },
+        raise ValueError(
+            f"{op.name}: rest.out: expected an array that DLPack can share, got NoneType"
+        )
+    require_lists(op.name, columns)
+    library = library_of(op.name, "q", q)
+    result, lse = _part(library, q, *_given(op.name, out, 2))
+    args = op.arrange(
+        q=q,
+        k=k,
+        v=v,
+        indices=columns.indices,
+        counts=columns.counts,
+        order=columns.order,
+        query_group=columns.query_group,
+        rest_out=rest_out,
+        rest_lse=rest_lse,
+        softmax_scale=_scale(op.name, softmax_scale),
+        out=result,
+        lse=lse,
     )
-    result, lse = _part(op, library, q, result, lse)
-    library.run(
-        op,
-        q,
-        k,
-        v,
-        columns.indices,
-        columns.counts,
-        columns.query_group,
-        rest_out,
-        rest_lse,
-        _scale(op, softmax_scale),
-        result,
-        lse,
-    )
+    library.run(op, args)
     return library.finish(result), library.finish(lse)
 
 
@@ -216,25 +207,15 @@ def _scale(op: str, softmax_scale: Any) -> float | None:
     return real(op, "softmax_scale", softmax_scale, "a finite number")
 
 
-def _combine(op: str, parts: Mapping[str, Any], out: Any) -> Any:
-    (first_name, first), (second_name, second) = parts.items()
-    first_out, first_lse = _pair(op, first_name, first)
-    second_out, second_lse = _pair(op, second_name, second)
-    library = library_of(op, f"{first_name}.out", first_out)
-    result, lse = _given(op, out, 2)
-    library.check(
-        op,
-        {
-            f"{first_name}.out": first_out,
-            f"{first_name}.lse": first_lse,
-            f"{second_name}.out": second_out,
-            f"{second_name}.lse": second_lse,
-            "out": result,
-            "lse": lse,
-        },
-    )
-    result, lse = _part(op, library, first_out, result, lse)
-    library.run(op, first_out, first_lse, second_out, second_lse, result, lse)
+def _combine(name: str, parts: Mapping[str, object], out: object) -> Any:
+    op, arguments = OPS[name], dict[str, Any]()
+    for part, pair in parts.items():
+        arguments[f"{part}_out"], arguments[f"{part}_lse"] = _pair(name, part, pair)
+    first = op.arguments[0]
+    like = arguments[first.name]
+    library = library_of(name, first.public, like)
+    result, lse = _part(library, like, *_given(name, out, 2))
+    library.run(op, op.arrange(**arguments, out=result, lse=lse))
     return library.finish(result), library.finish(lse)
 
 
@@ -258,10 +239,8 @@ def _given(op: str, out: object, count: int) -> Sequence[Any]:
     return given
 
 
-def _part(op: str, library: ArrayLibrary, q: Any, out: Any, lse: Any) -> tuple[Any, Any]:
-    """The outputs out and lse, allocated where not given; those given have been checked."""
-    if out is not None or lse is not None:
-        library.check_in_place(op, {"out": out, "lse": lse})
+def _part(library: ArrayLibrary, q: Any, out: Any, lse: Any) -> tuple[Any, Any]:
+    """The outputs out and lse, allocated where not given."""
     if out is None:
         out = library.empty_like(q)
     if lse is None:

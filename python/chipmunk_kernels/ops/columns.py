@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from chipmunk_kernels.arguments import integer, real, refuse, type_name
 from chipmunk_kernels.ops import checked
-from chipmunk_kernels.ops.arrays import library_of, size
+from chipmunk_kernels.ops.arrays import (
+    ArrayLibrary,
+    device_name,
+    dtype_name,
+    library_of,
+    size,
+)
+from chipmunk_kernels.ops.schemas import OPS
 
 _INT32_MAX = 2**31 - 1
 
@@ -29,6 +38,10 @@ class ColumnLists:
     """`[*lead, groups]` int32."""
     query_group: int = 192
     """Rows per group: 64, 128, 192 or 256; always 128 for the MLP."""
+    order: Any = None
+    """None, or `[2, lists]` int32: a schedule that `select_columns` and `columns_from_mask` make
+    for lists on a CUDA device, so that attention takes no longer for lists of unequal length. It
+    costs or saves time and never changes a result."""
 
     def __post_init__(self) -> None:
         """Takes integers of any kind."""
@@ -43,12 +56,18 @@ class ColumnLists:
 
         Raises:
             ValueError: a count outside [0, capacity], or a list that is not ascending, not unique
-                or not within [0, n); names the first such list.
+                or not within [0, n), or an order that does not take every list once; names the
+                first such list.
         """
+        lists = {
+            "columns.indices": self.indices,
+            "columns.counts": self.counts,
+            "columns.order": self.order,
+        }
         library = library_of("validate", "columns.indices", self.indices)
-        library.check("validate", _named(self))
+        library.check("validate", lists)
         n = _INT32_MAX if n is None else _number_of_columns("validate", "n", n)
-        checked.validate("validate", self.indices, self.counts, n, library.to_host)
+        checked.validate("validate", [*lists.values()], n, library.to_host)
 
     def to_mask(self, n: int) -> Any:
         """The lists as a mask: bool `[*lead, groups, n]`, true where a column is listed.
@@ -56,37 +75,43 @@ class ColumnLists:
         Raises:
             ValueError: `n` is negative, or the lists are no lists.
         """
-        library = library_of("columns_to_mask", "columns.indices", self.indices)
-        library.check("columns_to_mask", _named(self))
-        n = _number_of_columns("columns_to_mask", "n", n)
+        op = OPS["columns_to_mask"]
+        library = library_of(op.name, "columns.indices", self.indices)
+        n = _number_of_columns(op.name, "n", n)
         mask = library.empty((*self.indices.shape[:-1], n), "bool", self.indices)
-        library.run("columns_to_mask", self.indices, self.counts, mask)
+        library.run(op, op.arrange(indices=self.indices, counts=self.counts, mask=mask))
         return library.finish(mask)
 
     def to(self, device: Any) -> ColumnLists:
-        """The lists on another device, in the terms of their array library."""
+        """The lists on another device, in the terms of their array library.
+
+        The order stays behind where that is another device than theirs: it was made for one.
+        """
         library = library_of("to", "columns.indices", self.indices)
+        indices = library.to_device(self.indices, device)
+        stays = device_name(indices) == device_name(self.indices)
         return ColumnLists(
-            library.to_device(self.indices, device),
+            indices,
             library.to_device(self.counts, device),
             self.query_group,
+            self.order if stays else None,
         )
 
     def __repr__(self) -> str:
         """Shapes alone: the contents may be on a GPU."""
         *groups, capacity = self.indices.shape
-        device = getattr(self.indices, "device", "cpu")
+        order = "" if self.order is None else ", with an order"
         return (
             f"ColumnLists(groups={list(groups)}, capacity={capacity}, "
-            f"query_group={self.query_group}, device={device})"
+            f"query_group={self.query_group}, device={device_name(self.indices)}{order})"
         )
 
 
 def select_columns(
     scores: Any,
     *,
-    count: int | None = None,
-    mass: float | None = None,
+    count: Any = None,
+    mass: Any = None,
     min_count: int = 0,
     max_count: int | None = None,
     always: Any = None,
@@ -106,8 +131,12 @@ def select_columns(
     Args:
         scores: `[*lead, groups, n]` float32, bfloat16 or float16, such as the column sums of
             `dense_attention_column_sums`.
-        count: columns per group; exactly one of `count` and `mass` is given.
-        mass: fraction, 0 to 1.
+        count: columns per group; exactly one of `count` and `mass` is given. A number for all
+            groups, or an array of integers that broadcasts to `[*lead, groups]`, such as a budget
+            per head `[heads, 1]`. An array needs `max_count`, as nobody waits to look into it; its
+            numbers are clamped to [0, n].
+        mass: fraction, 0 to 1, of a group's sum of scores: a number, or a floating-point array as
+            for `count`, rounded to float32 and clamped, NaN to 0.
         min_count: at least so many columns in every list.
         max_count: at most so many; also the capacity of the lists.
         always: bool, broadcastable to scores.
@@ -116,7 +145,8 @@ def select_columns(
         seed: of that draw, 64 bits: one seed gives the same lists on every device. None takes a new
             one from Python's `random` at every call; in a CUDA graph, at capture.
         query_group: rows per group, recorded in the result.
-        out: lists to fill instead of new ones; their capacity bounds the lists too.
+        out: lists to fill instead of new ones; their capacity bounds the lists too. Their order is
+            made anew if they have one.
 
     Returns:
         Lists with the capacity min(n, max_count) if `max_count` is given, else
@@ -125,42 +155,39 @@ def select_columns(
     Raises:
         ValueError: a wrong argument; the text names it, what was expected and what came.
     """
-    library = library_of("select_columns", "scores", scores)
-    library.check("select_columns", {"scores": scores, "always": always})
-    op = "select_columns"
-    count = None if count is None else _number_of_columns(op, "count", count)
-    mass = None if mass is None else real(op, "mass", mass, "a fraction from 0 to 1")
-    min_count = _number_of_columns(op, "min_count", min_count)
-    max_count = None if max_count is None else _number_of_columns(op, "max_count", max_count)
-    random_fraction = real(op, "random_fraction", random_fraction, "a fraction from 0 to 1")
-    if out is None:
-        n = size(scores, -1)
-        capacity = n
+    op = OPS["select_columns"]
+    library = library_of(op.name, "scores", scores)
+    count, counts = _number_or_array(library, op.name, "count", count, _number_of_columns)
+    mass, masses = _number_or_array(library, op.name, "mass", mass, _fraction)
+    min_count = _number_of_columns(op.name, "min_count", min_count)
+    if max_count is not None or counts is not None or masses is not None:
+        max_count = _number_of_columns(op.name, "max_count", max_count)
+    lists = out
+    if lists is None:
+        capacity = size(scores, -1)
         if max_count is not None:
-            capacity = min(n, max(0, max_count))
+            capacity = min(capacity, max_count)
         elif count is not None and always is None:
-            capacity = min(n, max(0, count, min_count))
-        out = _empty_lists(library, scores, capacity, query_group)
-    else:
-        require_lists("select_columns", out, "out")
-        library.check_in_place("select_columns", _named(out))
-    if seed is not None:
-        seed = integer(op, "seed", seed)
-        seed = (seed + 2**63) % 2**64 - 2**63  # the int64 with the bits of an unsigned number
-    library.run(
-        "select_columns",
-        scores,
-        always,
-        count,
-        mass,
-        min_count,
-        max_count,
-        random_fraction,
-        seed,
-        out.indices,
-        out.counts,
+            capacity = min(capacity, max(count, min_count))
+        lists = _empty_lists(library, scores, capacity, query_group)
+    require_lists(op.name, lists, "out")
+    args = op.arrange(
+        scores=scores,
+        always=always,
+        count=count,
+        count_per_list=counts,
+        mass=mass,
+        mass_per_list=masses,
+        min_count=min_count,
+        max_count=max_count,
+        random_fraction=_fraction(op.name, "random_fraction", random_fraction),
+        seed=None if seed is None else _signed(integer(op.name, "seed", seed)),
+        indices=lists.indices,
+        counts=lists.counts,
+        order=lists.order,
     )
-    return _finished(library, out)
+    library.run(op, args)
+    return _finished(library, lists)
 
 
 def columns_from_mask(
@@ -177,23 +204,21 @@ def columns_from_mask(
         query_group: rows per group, recorded in the result.
         capacity: of the lists; None means n. A row with more true entries keeps the lowest (with
             CHIPMUNK_CHECK=1 that is a ValueError).
-        out: lists to fill instead of new ones.
+        out: lists to fill instead of new ones. Their order is made anew if they have one.
 
     Raises:
         ValueError: a wrong argument; the text names it, what was expected and what came.
     """
-    library = library_of("columns_from_mask", "mask", mask)
-    library.check("columns_from_mask", {"mask": mask})
+    op = OPS["columns_from_mask"]
+    library = library_of(op.name, "mask", mask)
     if capacity is None:
         capacity = size(mask, -1)
-    capacity = _number_of_columns("columns_from_mask", "capacity", capacity)
-    if out is None:
-        out = _empty_lists(library, mask, capacity, query_group)
-    else:
-        require_lists("columns_from_mask", out, "out")
-        library.check_in_place("columns_from_mask", _named(out))
-    library.run("columns_from_mask", mask, out.indices, out.counts)
-    return _finished(library, out)
+    capacity = _number_of_columns(op.name, "capacity", capacity)
+    lists = _empty_lists(library, mask, capacity, query_group) if out is None else out
+    require_lists(op.name, lists, "out")
+    args = op.arrange(mask=mask, indices=lists.indices, counts=lists.counts, order=lists.order)
+    library.run(op, args)
+    return _finished(library, lists)
 
 
 def require_lists(op: str, columns: Any, argument: str = "columns") -> None:
@@ -218,20 +243,52 @@ def _number_of_columns(op: str, name: str, value: Any) -> int:
     return number if number < 2**63 else 2**63 - 1  # more than any array has, and it fits the ops
 
 
-def _named(lists: ColumnLists) -> dict[str, Any]:
-    return {"columns.indices": lists.indices, "columns.counts": lists.counts}
+def _fraction(op: str, name: str, value: Any) -> float:
+    return real(op, name, value, "a fraction from 0 to 1")
 
 
-def _empty_lists(library: Any, rows: Any, capacity: int, query_group: int) -> ColumnLists:
+def _is_array(value: Any) -> bool:
+    """Not a number: arrays without dimensions count as numbers where they can be read at once."""
+    shape = getattr(value, "shape", None)
+    return shape is not None and (len(shape) > 0 or device_name(value) != "cpu")
+
+
+def _number_or_array(
+    library: ArrayLibrary, op: str, name: str, value: Any, number: Callable[[str, str, Any], Any]
+) -> tuple[Any, Any]:
+    """One number for all lists, and an array of one for each: the one that was given, and None."""
+    if value is None:
+        return None, None
+    if not _is_array(value):
+        return number(op, name, value), None
+    dtype, kinds, words = {
+        "count": ("int32", ("int", "uint"), "an integer dtype"),
+        "mass": ("float32", ("float", "bfloat"), "a floating-point dtype"),
+    }[name]
+    name = f"{name}_per_list"
+    library.check(op, {name: value})
+    if dtype_name(value) == dtype:
+        return None, value
+    if not dtype_name(value).startswith(kinds):
+        raise ValueError(f"{op}: {name}: expected {words}, got {dtype_name(value)}")
+    return None, library.cast(value, dtype)
+
+
+def _signed(seed: int) -> int:
+    """The int64 with the bits of an unsigned number."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _empty_lists(library: ArrayLibrary, rows: Any, capacity: int, query_group: int) -> ColumnLists:
     lead = tuple(rows.shape[:-1])
     return ColumnLists(
         library.empty((*lead, capacity), "int32", rows),
         library.empty(lead, "int32", rows),
         query_group,
+        library.empty((2, math.prod(lead)), "int32", rows) if library.has_order(rows) else None,
     )
 
 
-def _finished(library: Any, lists: ColumnLists) -> ColumnLists:
-    return ColumnLists(
-        library.finish(lists.indices), library.finish(lists.counts), lists.query_group
-    )
+def _finished(library: ArrayLibrary, lists: ColumnLists) -> ColumnLists:
+    indices, counts = library.finish(lists.indices), library.finish(lists.counts)
+    return ColumnLists(indices, counts, lists.query_group, lists.order)

@@ -18,8 +18,15 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from chipmunk_kernels import _core
 from chipmunk_kernels.arguments import refuse, type_name
-from chipmunk_kernels.ops.arrays import device_name, dtype_name, library_of, size
+from chipmunk_kernels.ops.arrays import (
+    ArrayLibrary,
+    device_name,
+    dtype_name,
+    library_of,
+    size,
+)
 from chipmunk_kernels.ops.columns import ColumnLists, columns_from_mask, require_lists
+from chipmunk_kernels.ops.schemas import OPS
 
 Activation = Literal["gelu_tanh", "gelu", "silu", "relu", "swiglu", "geglu"]
 Array = TypeVar("Array")
@@ -59,8 +66,8 @@ class MlpCache:
         op = "from_dense"
         _check_activation(op, activation)
         library = library_of(op, "x", x)
-        library.check(op, {"x": x, "w1": w1, "b1": b1, "w2t": w2t, "b2": b2})
-        library.check_in_place(op, {"x": x})
+        named = {"x": x, "w1": w1, "b1": b1, "w2t": w2t, "b2": b2}
+        library.check(op, named, {"x": x})
         if b2 is not None:
             _check_b2(op, x, w2t, b2)
         batch, tokens, hidden = size(x, 0), size(x, 1), size(w1, 0)
@@ -105,25 +112,22 @@ def column_sparse_fc1(
         unit indices[b, g, p] for token 128 g + r, 0 for tokens past M. Rows p >= count are not
         written.
     """
-    op = "column_sparse_fc1"
-    _check_activation(op, activation)
-    library = library_of(op, "x", x)
-    indices, counts = _mlp_lists(op, columns)
-    library.check(
-        op,
-        {
-            "x": x,
-            "w1": w1,
-            "b1": b1,
-            "columns.indices": indices,
-            "columns.counts": counts,
-            "activation_cache": activation_cache,
-            "packed_delta": out,
-        },
+    op = OPS["column_sparse_fc1"]
+    _check_activation(op.name, activation)
+    _check_lists(op.name, columns)
+    library = library_of(op.name, "x", x)
+    packed_delta = _packed_delta(library, x, columns) if out is None else out
+    args = op.arrange(
+        x=x,
+        w1=w1,
+        b1=b1,
+        indices=columns.indices,
+        counts=columns.counts,
+        activation=activation,
+        activation_cache=activation_cache,
+        packed_delta=packed_delta,
     )
-    library.check_in_place(op, {"activation_cache": activation_cache, "packed_delta": out})
-    packed_delta = _packed_delta(library, x, indices) if out is None else out
-    library.run(op, x, w1, b1, indices, counts, activation, activation_cache, packed_delta)
+    library.run(op, args)
     return library.finish(packed_delta)
 
 
@@ -139,21 +143,16 @@ def column_sparse_fc2(packed_delta: Array, w2t: Array, columns: ColumnLists, out
     Returns:
         out, the same array.
     """
-    op = "column_sparse_fc2"
-    library = library_of(op, "packed_delta", packed_delta)
-    indices, counts = _mlp_lists(op, columns)
-    library.check(
-        op,
-        {
-            "packed_delta": packed_delta,
-            "w2t": w2t,
-            "columns.indices": indices,
-            "columns.counts": counts,
-            "out": out,
-        },
+    op = OPS["column_sparse_fc2"]
+    _check_lists(op.name, columns)
+    args = op.arrange(
+        packed_delta=packed_delta,
+        w2t=w2t,
+        indices=columns.indices,
+        counts=columns.counts,
+        out=out,
     )
-    library.check_in_place(op, {"out": out})
-    library.run(op, packed_delta, w2t, indices, counts, out)
+    library_of(op.name, "packed_delta", packed_delta).run(op, args)
     return out
 
 
@@ -177,40 +176,25 @@ def column_sparse_mlp(
     Returns:
         `cache.output` itself, not a copy: the next call overwrites it.
     """
-    op = "column_sparse_mlp"
+    op = OPS["column_sparse_mlp"]
+    _check_activation(op.name, activation)
     if not isinstance(cast("object", cache), MlpCache):
-        raise ValueError(f"{op}: cache: expected an MlpCache, got {type_name(cache)}")
-    _check_activation(op, activation)
-    library = library_of(op, "x", x)
-    indices, counts = _mlp_lists(op, columns)
-    named = {"cache.activations": cache.activations, "cache.output": cache.output}
-    library.check(
-        op,
-        {
-            "x": x,
-            "w1": w1,
-            "b1": b1,
-            "w2t": w2t,
-            "columns.indices": indices,
-            "columns.counts": counts,
-            **named,
-        },
+        raise ValueError(f"{op.name}: cache: expected an MlpCache, got {type_name(cache)}")
+    _check_lists(op.name, columns)
+    library = library_of(op.name, "x", x)
+    args = op.arrange(
+        x=x,
+        w1=w1,
+        b1=b1,
+        w2t=w2t,
+        indices=columns.indices,
+        counts=columns.counts,
+        activation=activation,
+        activation_cache=cache.activations,
+        packed_delta=_packed_delta(library, x, columns),
+        out=cache.output,
     )
-    library.check_in_place(op, named)
-    packed_delta = _packed_delta(library, x, indices)
-    library.run(
-        op,
-        x,
-        w1,
-        b1,
-        w2t,
-        indices,
-        counts,
-        activation,
-        cache.activations,
-        packed_delta,
-        cache.output,
-    )
+    library.run(op, args)
     return cache.output
 
 
@@ -220,14 +204,13 @@ def _check_activation(op: str, activation: object) -> None:
         refuse(op, "activation", f"one of {', '.join(get_args(Activation))}", activation)
 
 
-def _mlp_lists(op: str, columns: ColumnLists) -> tuple[Any, Any]:
+def _check_lists(op: str, columns: ColumnLists) -> None:
     require_lists(op, columns)
     if columns.query_group != _core.MLP_QUERY_GROUP:
         raise ValueError(
             f"{op}: columns.query_group: expected {_core.MLP_QUERY_GROUP}, "
             f"got {columns.query_group}"
         )
-    return columns.indices, columns.counts
 
 
 def _check_b2(op: str, x: Any, w2t: Any, b2: Any) -> None:
@@ -246,5 +229,6 @@ def _check_b2(op: str, x: Any, w2t: Any, b2: Any) -> None:
         raise ValueError(f"{op}: b2: expected device {device_name(x)} as x, got {device_name(b2)}")
 
 
-def _packed_delta(library: Any, x: Any, indices: Any) -> Any:
-    return library.empty((*getattr(indices, "shape", ()), _core.MLP_QUERY_GROUP), None, x)
+def _packed_delta(library: ArrayLibrary, x: Any, columns: ColumnLists) -> Any:
+    shape = (*getattr(columns.indices, "shape", ()), _core.MLP_QUERY_GROUP)
+    return library.empty(shape, None, x)

@@ -9,8 +9,7 @@ is there by then, else when an op first sees a tensor.
 from __future__ import annotations
 
 import importlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,48 +21,7 @@ from chipmunk_kernels.arguments import type_name
 from chipmunk_kernels.ops import checked
 from chipmunk_kernels.ops.columns import ColumnLists
 from chipmunk_kernels.ops.mlp import MlpCache
-
-SCHEMAS = {
-    "dense_attention": (
-        "(Tensor q, Tensor k, Tensor v, float? softmax_scale, Tensor(a!) out, Tensor(b!) lse) -> ()"
-    ),
-    "dense_attention_column_sums": (
-        "(Tensor q, Tensor k, Tensor v, Tensor? reference_lse, SymInt query_group, "
-        "float? softmax_scale, Tensor(a!) out, Tensor(b!) lse, Tensor(c!) column_sums) -> ()"
-    ),
-    "column_sparse_attention": (
-        "(Tensor q, Tensor k, Tensor v, Tensor indices, Tensor counts, SymInt query_group, "
-        "Tensor? rest_out, Tensor? rest_lse, float? softmax_scale, "
-        "Tensor(a!) out, Tensor(b!) lse) -> ()"
-    ),
-    "merge_attention": (
-        "(Tensor a_out, Tensor a_lse, Tensor b_out, Tensor b_lse, "
-        "Tensor(a!) out, Tensor(b!) lse) -> ()"
-    ),
-    "rest_of_attention": (
-        "(Tensor whole_out, Tensor whole_lse, Tensor selected_out, Tensor selected_lse, "
-        "Tensor(a!) out, Tensor(b!) lse) -> ()"
-    ),
-    "select_columns": (
-        "(Tensor scores, Tensor? always, SymInt? count, float? mass, SymInt min_count, "
-        "SymInt? max_count, float random_fraction, SymInt? seed, "
-        "Tensor(a!) indices, Tensor(b!) counts) -> ()"
-    ),
-    "columns_from_mask": "(Tensor mask, Tensor(a!) indices, Tensor(b!) counts) -> ()",
-    "columns_to_mask": "(Tensor indices, Tensor counts, Tensor(a!) mask) -> ()",
-    "column_sparse_fc1": (
-        "(Tensor x, Tensor w1, Tensor? b1, Tensor indices, Tensor counts, str activation, "
-        "Tensor(a!) activation_cache, Tensor(b!) packed_delta) -> ()"
-    ),
-    "column_sparse_fc2": (
-        "(Tensor packed_delta, Tensor w2t, Tensor indices, Tensor counts, Tensor(a!) out) -> ()"
-    ),
-    "column_sparse_mlp": (
-        "(Tensor x, Tensor w1, Tensor? b1, Tensor w2t, Tensor indices, Tensor counts, "
-        "str activation, Tensor(a!) activation_cache, Tensor(b!) packed_delta, "
-        "Tensor(c!) out) -> ()"
-    ),
-}
+from chipmunk_kernels.ops.schemas import OPS, Op
 
 # `Any`: torch leaves the types of these open
 _torch: Any = torch
@@ -79,10 +37,10 @@ def _to_host(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu()
 
 
-def _on_cpu(op: str, names: Sequence[str], call: Callable[..., None]) -> Callable[..., None]:
+def _on_cpu(op: Op, call: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
         if torch.is_grad_enabled() or _forward_ad._current_level >= 0:
-            _refuse_gradients(op, names, args)
+            _refuse_gradients(op, args)
         if not _HAS_EXCHANGE_TABLE:
             args = _detached(args)
         if _core.checks_enabled():
@@ -92,10 +50,10 @@ def _on_cpu(op: str, names: Sequence[str], call: Callable[..., None]) -> Callabl
     return run
 
 
-def _on_cuda(op: str, names: Sequence[str], call: Callable[..., None]) -> Callable[..., None]:
+def _on_cuda(op: Op, call: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
         if torch.is_grad_enabled() or _forward_ad._current_level >= 0:
-            _refuse_gradients(op, names, args)
+            _refuse_gradients(op, args)
         if _core.checks_enabled():
             checked.check(op, args, _to_host)
         if _HAS_EXCHANGE_TABLE:
@@ -112,57 +70,86 @@ def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
 
 
-def _fake(op: str, names: Sequence[str]) -> Callable[..., None]:
-    """Outputs are arguments already; all that a fake can say is whether devices agree."""
+def _fake(op: Op) -> Callable[..., None]:
+    """Outputs are arguments already; all that is left is to refuse what the op would refuse."""
 
     def run(*args: Any) -> None:
-        _refuse_gradients(op, names, args)
+        _refuse_gradients(op, args)
         first = args[0]
-        for name, arg in zip(names, args, strict=True):
+        for argument, arg in zip(op.arguments, args, strict=True):
             if isinstance(arg, Tensor) and arg.device != first.device:
+                expected = f"device {first.device} as {op.arguments[0].public}"
                 raise ValueError(
-                    f"{op}: {name}: expected device {first.device} as {names[0]}, got {arg.device}"
+                    f"{op.name}: {argument.public}: expected {expected}, got {arg.device}"
                 )
+        try:
+            known = {name: _known(arg) for name, arg in zip(op.names, args, strict=True)}
+        except _UnknownSize:
+            return  # it is known when the op runs
+        if "seed" in known:
+            known["seed"] = 0  # none is drawn for a call that only checks
+        getattr(_core, op.name)(**known)
 
     return run
 
 
-def _under_vmap(op: str) -> Callable[..., None]:
+class _UnknownSize(Exception):
+    """A size that depends on data."""
+
+
+def _known(value: Any) -> Any:
+    """What the extension can look at: shapes for tensors, the example's sizes for symbols."""
+    if isinstance(value, Tensor):
+        shape, strides = ([_known(n) for n in numbers] for numbers in (value.shape, value.stride()))
+        dtype = str(value.dtype).removeprefix("torch.")
+        device = value.device
+        return _core.ShapeOnly(
+            shape, strides, dtype, device.index if device.type == "cuda" else None
+        )
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        node: Any = getattr(value, "node")  # noqa: B009  (torch leaves its type open)
+        if not node.has_hint():
+            raise _UnknownSize
+        return node.hint
+    return value
+
+
+def _under_vmap(op: Op) -> Callable[..., None]:
     def run(*args: Any) -> None:
         del args
         raise _core.UnsupportedError(
-            f"{op}: has no batching rule for torch.vmap; call it on the whole batch"
+            f"{op.name}: has no batching rule for torch.vmap; call it on the whole batch"
         )
 
     return run
 
 
-def _under_functorch(op: str, names: Sequence[str]) -> Callable[..., None]:
+def _under_functorch(op: Op) -> Callable[..., None]:
     """Of a level of torch.func.grad, jvp and their like: only here are its gradients seen."""
 
     def run(*args: Any) -> None:
-        _refuse_gradients(op, names, args)
+        _refuse_gradients(op, args)
         functorch: Any = importlib.import_module("torch._functorch.pyfunctorch")
         level = functorch.retrieve_current_functorch_interpreter()
         unwrap: Callable[[Tensor, int], Tensor] = _torch._C._functorch._unwrap_for_grad
         args = tuple(unwrap(a, level.level()) if isinstance(a, Tensor) else a for a in args)
         with level.lower():
-            getattr(torch.ops.chipmunk_kernels, op).default(*args)
+            getattr(torch.ops.chipmunk_kernels, op.name).default(*args)
 
     return run
 
 
-def _refuse_gradients(op: str, names: Sequence[str], args: tuple[Any, ...]) -> None:
+def _refuse_gradients(op: Op, args: tuple[Any, ...]) -> None:
     """Refuses tensors whose gradient would be lost, backward or forward."""
     grad, forward = torch.is_grad_enabled(), _forward_ad._current_level >= 0
-    for name, arg in zip(names, args, strict=True):
+    for argument, arg in zip(op.arguments, args, strict=True):
         if isinstance(arg, Tensor):
             if grad and arg.requires_grad:
-                raise _requires_grad(op, name)
+                raise _requires_grad(op.name, argument.public)
             if forward and _forward_ad.unpack_dual(arg).tangent is not None:
                 raise _core.UnsupportedError(
-                    f"{op}: {name}: carries a forward-mode tangent, and there is no derivative; "
-                    "call on the primal"
+                    f"{op.name}: {argument.public}: carries a forward-mode tangent, and there is "
+                    "no derivative; call on the primal"
                 )
 
 
@@ -172,24 +159,17 @@ def _requires_grad(op: str, name: str) -> _core.UnsupportedError:
     )
 
 
-def _public_name(argument: str) -> str:
-    """What messages call an operator's argument: columns.indices, rest.lse."""
-    name = re.sub(r"^(indices|counts)$", r"columns.\1", argument)
-    return re.sub(r"^(a|b|rest|whole|selected)_(out|lse)$", r"\1.\2", name)
-
-
-def _register(library: Any, op: str, schema: str) -> Callable[..., None]:
-    library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    overload: Any = getattr(torch.ops.chipmunk_kernels, op).default
-    call: Callable[..., None] = getattr(_core, op)
-    names = [_public_name(argument.name) for argument in overload._schema.arguments]
+def _register(library: Any, op: Op) -> Callable[..., None]:
+    library.define(op.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    overload: Any = getattr(torch.ops.chipmunk_kernels, op.name).default
+    call: Callable[..., None] = getattr(_core, op.name)
     # the kernels refuse gradients themselves: a Python kernel here would cost as much as they do
-    library.impl(op, _torch_library.fallthrough_kernel, "Autograd")
-    library.impl(op, _on_cpu(op, names, call), "CPU")
-    library.impl(op, _on_cuda(op, names, call), "CUDA")
-    library.impl(op, _under_vmap(op), "FuncTorchBatched")
-    library.impl(op, _under_functorch(op, names), "FuncTorchDynamicLayerBackMode")
-    _torch_library.register_fake(f"chipmunk_kernels::{op}", _fake(op, names), lib=library)
+    library.impl(op.name, _torch_library.fallthrough_kernel, "Autograd")
+    library.impl(op.name, _on_cpu(op, call), "CPU")
+    library.impl(op.name, _on_cuda(op, call), "CUDA")
+    library.impl(op.name, _under_vmap(op), "FuncTorchBatched")
+    library.impl(op.name, _under_functorch(op), "FuncTorchDynamicLayerBackMode")
+    _torch_library.register_fake(f"chipmunk_kernels::{op.name}", _fake(op), lib=library)
     return overload
 
 
@@ -197,24 +177,28 @@ def _register(library: Any, op: str, schema: str) -> Callable[..., None]:
 class _Registration:
     """What torch's registry holds of us; it outlives this module where that is imported again."""
 
-    schemas: dict[str, str]
+    schemas: list[str]
     library: Any
     overloads: dict[str, Callable[..., None]]
 
 
 def _registration() -> _Registration:
     """The operators: those of an earlier import if they take the same arguments, else new ones."""
+    schemas = [op.schema for op in OPS.values()]
     namespace = torch.ops.chipmunk_kernels.__dict__
     earlier = namespace.get("_registration")
     if earlier is not None:
-        if earlier.schemas == SCHEMAS:
+        if earlier.schemas == schemas:
             return earlier
         earlier.library._destroy()
     library = _torch_library.Library("chipmunk_kernels", "DEF")
-    overloads = {op: _register(library, op, schema) for op, schema in SCHEMAS.items()}
-    made = _Registration(SCHEMAS, library, overloads)
+    overloads = {name: _register(library, op) for name, op in OPS.items()}
+    made = _Registration(schemas, library, overloads)
     namespace["_registration"] = made
     return made
+
+
+_NONE: Mapping[str, Any] = {}
 
 
 class TorchArrays:
@@ -224,19 +208,15 @@ class TorchArrays:
         """Takes the operators by name."""
         self._overloads = overloads
 
-    def check(self, op: str, arrays: Mapping[str, Any]) -> None:
+    def check(self, op: str, arrays: Mapping[str, Any], written: Mapping[str, Any] = _NONE) -> None:
         """Refuses what is no tensor, and tensors that want a gradient."""
-        grad = torch.is_grad_enabled()
         for name, array in arrays.items():
             if array is None:
                 continue
             if not isinstance(array, Tensor):
                 raise ValueError(f"{op}: {name}: expected a torch.Tensor, got {type_name(array)}")
-            if grad and array.requires_grad:
+            if torch.is_grad_enabled() and array.requires_grad:
                 raise _requires_grad(op, name)
-
-    def check_in_place(self, op: str, arrays: Mapping[str, Any]) -> None:
-        """Nothing to refuse."""
 
     def empty(self, shape: tuple[int, ...], dtype: str | None, like: Tensor) -> Tensor:
         """See `ArrayLibrary`."""
@@ -248,9 +228,27 @@ class TorchArrays:
         """See `ArrayLibrary`."""
         return torch.empty_like(like)
 
-    def run(self, op: str, *args: Any) -> None:
+    def has_order(self, like: Tensor) -> bool:
         """See `ArrayLibrary`."""
-        self._overloads[op](*args)
+        return like.is_cuda
+
+    def cast(self, array: Tensor, dtype: str) -> Tensor:
+        """See `ArrayLibrary`."""
+        if array.dtype == torch.int64:
+            array = array.clamp(0, 2**31 - 1)
+        return array.to(getattr(torch, dtype))
+
+    def run(self, op: Op, args: tuple[Any, ...]) -> None:
+        """See `ArrayLibrary`."""
+        if torch.compiler.is_compiling():
+            self.check(op.name, op.arrays(args))
+            self._overloads[op.name](*args)
+            return
+        try:
+            self._overloads[op.name](*args)
+        except RuntimeError:  # torch's words for what is no tensor; looked at only where it failed
+            self.check(op.name, op.arrays(args))
+            raise
 
     def finish(self, output: Tensor) -> Tensor:
         """See `ArrayLibrary`."""

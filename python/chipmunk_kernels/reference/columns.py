@@ -15,8 +15,8 @@ from torch import Tensor
 def select_columns(
     scores: Tensor,
     *,
-    count: int | None = None,
-    mass: float | None = None,
+    count: int | Tensor | None = None,
+    mass: float | Tensor | None = None,
     min_count: int = 0,
     max_count: int | None = None,
     always: Tensor | None = None,
@@ -43,10 +43,12 @@ def select_columns(
 
     Args:
         scores: `[*lead, groups, n]`, any floating dtype.
-        count: columns per row; exactly one of `count` and `mass` is given.
-        mass: fraction, 0 to 1, of the sum of a row's scores.
+        count: columns per row; exactly one of `count` and `mass` is given. A number, or integers
+            that broadcast to `[*lead, groups]`, clamped to [0, n].
+        mass: fraction, 0 to 1, of the sum of a row's scores: a number, or float32 fractions as for
+            `count`, clamped, NaN to 0.
         min_count: at least so many columns in every list.
-        max_count: at most so many.
+        max_count: at most so many; needed with a tensor of counts or fractions.
         always: bool, broadcastable to scores; columns that come before all others.
         random_fraction: 0 to 1, share of columns drawn uniformly.
         seed: of the draw, an unsigned 64-bit number.
@@ -57,6 +59,8 @@ def select_columns(
     """
     if (count is None) == (mass is None):
         raise ValueError("select_columns: expected exactly one of count and mass")
+    if max_count is None and (isinstance(count, Tensor) or isinstance(mass, Tensor)):
+        raise ValueError("select_columns: expected a max_count with one budget per list")
     n = scores.shape[-1]
     limit = n if max_count is None else min(n, max_count)
     first = torch.zeros_like(scores, dtype=torch.bool)
@@ -71,7 +75,9 @@ def select_columns(
 
     total_always = first.sum(-1)
     if count is not None:
-        total = total_always.clamp(min=max(count, min_count)).clamp(max=limit)
+        if isinstance(count, Tensor):
+            count = count.long().clamp(0, n)
+        total = _at_least(_at_least(total_always, count), min_count).clamp(max=limit)
         by_chance = (random_fraction * total.double()).floor().long()
         by_chance = torch.minimum(by_chance, (total - total_always).clamp(min=0))
         by_rank = total - by_chance
@@ -79,8 +85,10 @@ def select_columns(
         assert mass is not None
         weights = scores.gather(-1, ranking).double().nan_to_num(0.0, math.inf, 0.0).clamp(min=0)
         sums = torch.nn.functional.pad(weights.cumsum(-1), (1, 0))  # [p]: of the first p columns
+        if isinstance(mass, Tensor):
+            mass = mass.double().nan_to_num(0.0).clamp(0, 1)[..., None]
         needed = (sums < mass * sums[..., -1:]).sum(-1)
-        by_rank = torch.maximum(needed, total_always).clamp(min=min_count).clamp(max=limit)
+        by_rank = _at_least(_at_least(needed, total_always), min_count).clamp(max=limit)
         by_chance = (random_fraction * by_rank.double()).floor().long().clamp(max=limit)
         by_chance = torch.minimum(by_chance, limit - by_rank)
 
@@ -89,7 +97,7 @@ def select_columns(
     lottery = hashes.masked_fill(chosen, torch.iinfo(torch.int64).max).argsort(dim=-1, stable=True)
     chosen = chosen | _first_of(lottery, by_chance)
     capacity = limit
-    if max_count is None and count is not None and always is None:
+    if max_count is None and isinstance(count, int) and always is None:
         capacity = min(n, max(count, min_count))
     return columns_from_mask(chosen, capacity=capacity)
 
@@ -131,6 +139,13 @@ def random_hash(seed: int, shape: tuple[int, ...], device: torch.device | None =
     columns = torch.arange(shape[-1], dtype=torch.int64, device=device)
     state = torch.tensor(_as_signed(seed), dtype=torch.int64, device=device)
     return _splitmix64(_splitmix64(state) ^ ((rows[:, None] << 32) | columns)).reshape(shape)
+
+
+def _at_least(numbers: Tensor, least: int | Tensor) -> Tensor:
+    """The numbers, or `least` where that is more."""
+    if isinstance(least, Tensor):
+        return torch.maximum(numbers, least)
+    return numbers.clamp(min=least)
 
 
 _SIGN_BIT = torch.iinfo(torch.int64).min
