@@ -1,9 +1,10 @@
 // The schedule of column lists: which multiprocessor takes which, longest first to the least
 // loaded.
 //
-// Lists are dealt window by window, in row-major order, so that all multiprocessors work on the
-// same heads at a time. A window is sorted by cost and dealt by one warp, a list a step. In the
-// last window a list that costs more than what is left for a multiprocessor is dealt in two parts.
+// One CTA sorts the lists by cost, and one warp deals them: it keeps the loads sorted, and deals as
+// many lists at once as find their multiprocessor before any is loaded twice. A list that costs
+// more than a multiprocessor's share of all is dealt in two parts. Each multiprocessor then takes
+// its lists in row-major order, so that all of them work on the same heads at a time.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -19,17 +20,17 @@ namespace order {
 
 constexpr int kThreads = 1024;
 constexpr unsigned kWholeWarp = 0xffffffffu;
-constexpr int kBinsPerLane = 5;
-constexpr int kMaxBins = 32 * kBinsPerLane;  // multiprocessors: no Hopper card has more than 144
-constexpr int kWindow = 1024;                // lists, from so many to twice as many less one
-constexpr int kMaxParts = 4096;              // of a window, each a whole list or a part of one
-constexpr int32_t kMaxLists = 1 << 29;       // that links can name
+constexpr int kBinsPerLane = 8;
+constexpr int kMaxBins = 32 * kBinsPerLane - 1;  // multiprocessors; 255 stands for none
+constexpr int kMaxParts = 16384;                 // of a window: whole lists, and parts of lists
+constexpr int kWindow = kMaxParts - kMaxBins;    // lists
+constexpr int32_t kMaxLists = 1 << 29;           // that links can name
 
-// A list costs its tiles of 112 keys and 1.2 more, measured; in fifths.
+// A list costs its tiles of 112 keys and 1.2 more, in fifths.
 constexpr int32_t kKeysOfATile = 112, kCostOfATile = 5, kFixedCost = 6;
-// A part of 128 rows takes 0.64 of the time of all 192, one of 64 rows 0.6.
-constexpr int32_t first_part(int32_t cost) { return cost * 41 / 64; }
-constexpr int32_t second_part(int32_t cost) { return cost * 39 / 64; }
+// Measured, of 192 rows: a part of 128, and one of 64.
+constexpr int32_t first_part(int32_t cost) { return cost * 54 / 64; }
+constexpr int32_t second_part(int32_t cost) { return cost * 46 / 64; }
 
 __device__ __forceinline__ int32_t cost_of(const ColumnOrderParams& p, int64_t list) {
   const int32_t count = static_cast<const int32_t*>(p.counts.data)[p.counts.offset(list)];
@@ -37,27 +38,27 @@ __device__ __forceinline__ int32_t cost_of(const ColumnOrderParams& p, int64_t l
   return (columns + kKeysOfATile - 1) / kKeysOfATile * kCostOfATile + kFixedCost;
 }
 
-// What sorts a window: the greater cost first, and of equal ones the lower number.
+// What sorts a window: the greater cost first, and of equal ones the lower link, which counts lists
+// from the window's first.
 using Key = uint64_t;
-__device__ __forceinline__ Key key_of(int32_t cost, int32_t number) {
-  return static_cast<Key>(cost) << 32 | (0xffffffffu - static_cast<uint32_t>(number));
+__device__ __forceinline__ Key key_of(int32_t cost, int32_t link) {
+  return static_cast<Key>(cost) << 32 | (0xffffffffu - static_cast<uint32_t>(link));
 }
 __device__ __forceinline__ int32_t cost_of(Key key) { return static_cast<int32_t>(key >> 32); }
-// Of key_of: 4 * list in the window + part, a link of the window's own.
-__device__ __forceinline__ int32_t number_of(Key key) {
+__device__ __forceinline__ int32_t link_of(Key key) {
   return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key));
 }
 
 struct Scratch {
   Key keys[kMaxParts];
-  alignas(4) uint8_t owners[kMaxParts];  // the multiprocessor that takes a part
-  int32_t* tails[kMaxBins];              // where the next link of each multiprocessor goes
+  alignas(16) uint8_t owners[3][kMaxParts];  // of a list's parts: the multiprocessor
+  int32_t* tails[kMaxBins];                  // where the next link of each multiprocessor goes
   uint32_t loads[kMaxBins];
   unsigned long long sum;
   int32_t least, most, parts;
 };
 
-// The sum, and the least and the greatest, of this block's numbers.
+// The sum, and the least and the greatest, of all threads' numbers.
 __device__ void reduce(int64_t sum, int32_t least, int32_t most, Scratch& scratch) {
   __syncthreads();
   if (threadIdx.x == 0) scratch.sum = 0, scratch.least = INT32_MAX, scratch.most = 0;
@@ -79,7 +80,7 @@ __device__ void sort(Key* keys, int32_t size) {
   for (int32_t run = 2; run <= size; run *= 2) {
     for (int32_t step = run / 2; step > 0; step /= 2) {
       for (auto i = static_cast<int32_t>(threadIdx.x); i < size / 2; i += kThreads) {
-        const int32_t low = i / step * 2 * step + i % step, high = low + step;
+        const int32_t low = (i & ~(step - 1)) * 2 + (i & (step - 1)), high = low + step;
         const Key a = keys[low], b = keys[high];
         if ((a < b) == ((low & run) == 0)) keys[low] = b, keys[high] = a;
       }
@@ -88,52 +89,102 @@ __device__ void sort(Key* keys, int32_t size) {
   }
 }
 
-// Deals the window's sorted parts, by one warp. A load and its multiprocessor share a word, so that
-// one reduction finds the least loaded, and of equal ones the first.
-__device__ void deal(int32_t bins, int shift, Scratch& scratch) {
-  const auto lane = static_cast<int32_t>(threadIdx.x);
-  uint32_t load[kBinsPerLane];
+// Sorts a warp's words, the least first; lane l holds numbers kBinsPerLane * l and on.
+__device__ __forceinline__ void sort_loads(uint32_t (&x)[kBinsPerLane], int32_t lane) {
 #pragma unroll
-  for (int i = 0; i < kBinsPerLane; ++i) {
-    const int32_t bin = lane + 32 * i;
-    load[i] = bin < bins ? scratch.loads[bin] << 8 | static_cast<uint32_t>(bin) : UINT32_MAX;
-  }
-  int32_t cost = cost_of(scratch.keys[0]);
-  for (int32_t at = 0; at < scratch.parts; ++at) {
-    uint32_t least = load[0];
+  for (int run = 2; run <= 32 * kBinsPerLane; run *= 2) {
 #pragma unroll
-    for (int i = 1; i < kBinsPerLane; ++i) least = min(least, load[i]);
-    least = __reduce_min_sync(kWholeWarp, least);
-    const auto more = static_cast<uint32_t>(cost >> shift) << 8;
+    for (int step = run / 2; step > 0; step /= 2) {
+      uint32_t other[kBinsPerLane];
 #pragma unroll
-    for (int i = 0; i < kBinsPerLane; ++i) load[i] += load[i] == least ? more : 0;
-    if (lane == 0) scratch.owners[at] = static_cast<uint8_t>(least);
-    cost = cost_of(scratch.keys[min(at + 1, kMaxParts - 1)]);
-  }
+      for (int i = 0; i < kBinsPerLane; ++i) {
+        other[i] = step < kBinsPerLane ? x[i ^ step % kBinsPerLane]
+                                       : __shfl_xor_sync(kWholeWarp, x[i], step / kBinsPerLane);
+      }
 #pragma unroll
-  for (int i = 0; i < kBinsPerLane; ++i) {
-    const int32_t bin = lane + 32 * i;
-    if (bin < bins) scratch.loads[bin] = load[i] >> 8;
+      for (int i = 0; i < kBinsPerLane; ++i) {
+        const int number = lane * kBinsPerLane + i;
+        const bool low = ((number & step) == 0) == ((number & run) == 0);
+        x[i] = low ? min(x[i], other[i]) : max(x[i], other[i]);
+      }
+    }
   }
 }
 
-// Links this thread's multiprocessor's parts of one kind.
-__device__ void link(const ColumnOrderParams& p, int32_t begin, ListPart kind, Scratch& scratch) {
+// Deals the window's sorted parts, by one warp. A load and its multiprocessor share a word.
+__device__ void deal(int32_t parts, int32_t bins, int shift, Scratch& scratch) {
+  constexpr uint32_t kNone = UINT32_MAX;
+  const auto lane = static_cast<int32_t>(threadIdx.x), first = lane * kBinsPerLane;
+  uint32_t load[kBinsPerLane], after[kBinsPerLane];
+#pragma unroll
+  for (int i = 0; i < kBinsPerLane; ++i) {
+    load[i] = first + i < bins ? scratch.loads[first + i] << 8 | first + i : kNone;
+  }
+  for (int32_t at = 0; at < parts;) {
+    sort_loads(load, lane);
+    // What the loads would be if each took the part of its own rank.
+    uint32_t least = kNone;
+#pragma unroll
+    for (int i = 0; i < kBinsPerLane; ++i) {
+      const int32_t part = at + first + i;
+      after[i] = part < parts && load[i] != kNone
+                     ? load[i] + (static_cast<uint32_t>(cost_of(scratch.keys[part]) >> shift) << 8)
+                     : kNone;
+      least = min(least, after[i]);
+    }
+    // Of the lanes before this one.
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const uint32_t other = __shfl_up_sync(kWholeWarp, least, step);
+      if (lane >= step) least = min(least, other);
+    }
+    least = __shfl_up_sync(kWholeWarp, least, 1);
+    if (lane == 0) least = kNone;
+    // They do, up to the first that one before it has fallen behind.
+    int32_t mine = 0;
+#pragma unroll
+    for (int i = 0; i < kBinsPerLane; ++i) {
+      if (mine == i && after[i] != kNone && load[i] <= least) ++mine;
+      least = min(least, after[i]);
+    }
+    const unsigned ends = __ballot_sync(kWholeWarp, mine < kBinsPerLane);
+    const int32_t last = ends == 0 ? 31 : __ffs(static_cast<int>(ends)) - 1;
+    const int32_t taken = last * kBinsPerLane + __shfl_sync(kWholeWarp, mine, last);
+#pragma unroll
+    for (int i = 0; i < kBinsPerLane; ++i) {
+      if (first + i >= taken) continue;
+      const int32_t link = link_of(scratch.keys[at + first + i]);
+      scratch.owners[link % 4][list_of(link)] = static_cast<uint8_t>(load[i]);
+      load[i] = after[i];
+    }
+    at += taken;
+  }
+#pragma unroll
+  for (int i = 0; i < kBinsPerLane; ++i) {
+    if (load[i] != kNone) scratch.loads[load[i] & 255u] = load[i] >> 8;
+  }
+}
+
+// Links this thread's multiprocessor's parts of one kind, of the window's lists in their order.
+__device__ void link(const ColumnOrderParams& p, int32_t begin, int32_t lists, ListPart kind,
+                     Scratch& scratch) {
   const auto bin = static_cast<int32_t>(threadIdx.x);
+  const auto* owners = reinterpret_cast<const uint4*>(scratch.owners[static_cast<int>(kind)]);
   const uint32_t pattern = static_cast<uint32_t>(bin) * 0x01010101u;
   int32_t* tail = scratch.tails[bin];
-  for (int32_t word = 0; word < (scratch.parts + 3) / 4; ++word) {
-    uint32_t mine = __vcmpeq4(reinterpret_cast<const uint32_t*>(scratch.owners)[word], pattern);
-    while (mine != 0) {
-      const int byte = (__ffs(static_cast<int>(mine)) - 1) / 8;
-      mine &= ~(0xffu << 8 * byte);
-      const int32_t at = 4 * word + byte;
-      if (at >= scratch.parts) break;
-      const int32_t number = number_of(scratch.keys[at]);
-      if (part_of(number) != kind) continue;
-      const int32_t list = begin + list_of(number);
-      *tail = order_link(list, kind);
-      tail = p.order + static_cast<int64_t>(order_row_behind(kind)) * p.lists + list;
+  for (int32_t at = 0; at < lists; at += 16) {
+    const uint4 sixteen = owners[at / 16];
+    const uint32_t words[4] = {sixteen.x, sixteen.y, sixteen.z, sixteen.w};
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+      uint32_t mine = __vcmpeq4(words[word], pattern);
+      while (mine != 0) {
+        const int byte = (__ffs(static_cast<int>(mine)) - 1) / 8;
+        mine &= ~(0xffu << 8 * byte);
+        const int32_t list = begin + at + 4 * word + byte;
+        *tail = order_link(list, kind);
+        tail = p.order + static_cast<int64_t>(order_row_behind(kind)) * p.lists + list;
+      }
     }
   }
   scratch.tails[bin] = tail;
@@ -164,32 +215,28 @@ __global__ void __launch_bounds__(order::kThreads, 1)
   reduce(sum, least, most, scratch);
   // As they come.
   if (scratch.least == scratch.most || lists >= kMaxLists) return;
-  // Loads have 24 bits, for which costs lose some where there are very many columns.
+  // A multiprocessor's share. Loads have 24 bits, for which costs lose some where columns are many.
+  const auto share = static_cast<int64_t>(scratch.sum / bins);
   int shift = 0;
-  while ((scratch.sum / bins + 2 * scratch.most) >> shift >= 1u << 23) ++shift;
+  while ((share + 2 * scratch.most) >> shift >= 1 << 23) ++shift;
 
-  const int32_t windows = max(1, lists / kWindow);
+  const int32_t windows = (lists + kWindow - 1) / kWindow;
   for (int32_t w = 0; w < windows; ++w) {
     const auto begin = static_cast<int32_t>(static_cast<int64_t>(lists) * w / windows);
     const auto end = static_cast<int32_t>(static_cast<int64_t>(lists) * (w + 1) / windows);
-    // What the window leaves for the least loaded, if all end at one time.
-    int32_t room = INT32_MAX;
-    if (w == windows - 1 && p.query_group > 128) {
-      sum = 0;
-      for (int32_t list = begin + thread; list < end; list += kThreads) sum += cost_of(p, list);
-      const auto load = thread < bins ? static_cast<int32_t>(scratch.loads[thread] << shift) : 0;
-      reduce(sum + load, thread < bins ? load : INT32_MAX, 0, scratch);
-      room = max(1, static_cast<int32_t>(scratch.sum / bins) - scratch.least);
-    }
-    __syncthreads();
     const int32_t whole = end - begin;
+    __syncthreads();
     if (thread == 0) scratch.parts = whole;
+    for (int32_t at = thread; at < kMaxParts / 16; at += kThreads) {
+      const uint4 none = make_uint4(~0u, ~0u, ~0u, ~0u);
+      for (auto& owners : scratch.owners) reinterpret_cast<uint4*>(owners)[at] = none;
+    }
     __syncthreads();
     for (int32_t at = thread; at < whole; at += kThreads) {
       const int32_t cost = cost_of(p, begin + at);
-      // Fewer than `bins` lists are split: together they cost more than there is room for.
-      const int32_t second = cost > room ? atomicAdd(&scratch.parts, 1) : kMaxParts;
-      if (second < kMaxParts) {
+      // Fewer lists than multiprocessors cost more than a share.
+      if (windows == 1 && p.query_group > 128 && cost > share) {
+        const int32_t second = atomicAdd(&scratch.parts, 1);
         scratch.keys[at] = key_of(first_part(cost), order_link(at, ListPart::kFirst128Rows));
         scratch.keys[second] = key_of(second_part(cost), order_link(at, ListPart::kFromRow128));
       } else {
@@ -197,20 +244,21 @@ __global__ void __launch_bounds__(order::kThreads, 1)
       }
     }
     __syncthreads();
-    if (thread == 0) scratch.parts = min(scratch.parts, kMaxParts);
-    __syncthreads();
+    const int32_t parts = scratch.parts;
     int32_t size = 1;
-    while (size < scratch.parts) size *= 2;
-    for (int32_t at = scratch.parts + thread; at < size; at += kThreads) scratch.keys[at] = 0;
+    while (size < parts) size *= 2;
+    for (int32_t at = parts + thread; at < size; at += kThreads) scratch.keys[at] = 0;
     __syncthreads();
     sort(scratch.keys, size);
-    if (thread < 32) deal(bins, shift, scratch);
+    if (thread < 32) deal(parts, bins, shift, scratch);
     __syncthreads();
     if (thread < bins) {
-      link(p, begin, ListPart::kWhole, scratch);
-      if (scratch.parts > whole) {  // a multiprocessor's tiles have ever fewer rows
-        link(p, begin, ListPart::kFirst128Rows, scratch);
-        link(p, begin, ListPart::kFromRow128, scratch);
+      link(p, begin, whole, ListPart::kWhole, scratch);
+      // A multiprocessor's tiles have ever fewer rows, so lists are split where there is one
+      // window.
+      if (parts > whole) {
+        link(p, begin, whole, ListPart::kFirst128Rows, scratch);
+        link(p, begin, whole, ListPart::kFromRow128, scratch);
       }
     }
   }
