@@ -162,7 +162,7 @@ void check_cuda(const ArgChecker& check, const ColumnLists& columns) {
 // Fills the lists' order where the caller wants one.
 void make_order(const ColumnLists& columns, const Context& context) {
   if (!columns.order) return;
-  const ColumnOrderParams params{.counts = rows_of(columns.counts, false),
+  const ColumnOrderParams params{.counts = collapsed(rows_of(columns.counts, false)),
                                  .lists = columns.counts.numel(),
                                  .capacity = columns.indices.shape[columns.indices.rank - 1],
                                  .query_group = columns.query_group,

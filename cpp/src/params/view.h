@@ -77,4 +77,22 @@ inline Rows rows_of(const TensorView& t, bool has_last = true) {
   return rows;
 }
 
+// The same rows with as few leading dimensions as their strides allow.
+inline Rows collapsed(const Rows& rows) {
+  Rows out = rows;
+  out.rank = 0;
+  for (int32_t i = 0; i < rows.rank; ++i) {
+    if (rows.shape[i] == 1) continue;
+    const int32_t last = out.rank - 1;
+    if (out.rank > 0 && out.strides[last] == rows.shape[i] * rows.strides[i]) {
+      out.shape[last] *= rows.shape[i];
+      out.strides[last] = rows.strides[i];
+    } else {
+      out.shape[out.rank] = rows.shape[i];
+      out.strides[out.rank++] = rows.strides[i];
+    }
+  }
+  return out;
+}
+
 }  // namespace chipmunk
