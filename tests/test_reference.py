@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -279,6 +280,28 @@ def test_select_columns_takes_infinite_scores():
 def test_select_columns_wants_one_rule():
     with pytest.raises(ValueError, match="exactly one of count and mass"):
         ref.select_columns(torch.rand(1, 1, 4))
+    with pytest.raises(ValueError, match="expected a max_count with one budget per list"):
+        ref.select_columns(torch.rand(1, 1, 4), count=torch.tensor(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "budgets"),
+    [
+        ("count", torch.tensor([[0, 3, 9], [40, -2, 5]])),
+        ("mass", torch.tensor([[0.0, 0.3, 1.0], [1.7, -0.5, math.nan]])),
+    ],
+)
+def test_one_budget_per_list(name, budgets):
+    """Each row is what its own number gives it, brought into range."""
+    scores = torch.rand(2, 3, 23)
+    options = {"min_count": 1, "max_count": 12, "random_fraction": 0.5, "seed": 3}
+    indices, counts = ref.select_columns(scores, **{name: budgets}, **options)
+    assert indices.shape == (2, 3, 12)
+    for i, j in itertools.product(range(2), range(3)):
+        number = budgets[i, j].clamp(0, 23 if name == "count" else 1).nan_to_num(0.0).item()
+        one, length = ref.select_columns(scores, **{name: number}, **options)
+        assert counts[i, j] == length[i, j]
+        assert torch.equal(indices[i, j], one[i, j])
 
 
 def test_random_hash_is_splitmix64():
