@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from shapes import HOT_AND_LOCAL, RANDOM, AttentionCase
+from length_columns import columns_of_lengths, equal_columns, unordered_columns
+from shapes import EQUAL, HOT_AND_LOCAL, LENGTHS, RANDOM, UNORDERED, AttentionCase
 from torch import Tensor
 
 import chipmunk_kernels as ck
+from chipmunk_kernels import reference
 
 HOT_SHARE = 0.5
 LSE_ALLOWED = 2e-5
@@ -108,7 +110,13 @@ def hot_and_local_columns(
     return _columns_by_score(case, scores, device)
 
 
-COLUMNS = {RANDOM: random_columns, HOT_AND_LOCAL: hot_and_local_columns}
+COLUMNS = {
+    RANDOM: random_columns,
+    HOT_AND_LOCAL: hot_and_local_columns,
+    EQUAL: equal_columns,
+    LENGTHS: columns_of_lengths,
+    UNORDERED: unordered_columns,
+}
 
 
 def _columns_by_score(
@@ -157,7 +165,16 @@ def ours(
         v,
         keys_of,
         rest,
+        note=_lengths_note(columns),
     )
+
+
+def _lengths_note(columns: ck.ColumnLists) -> str:
+    """Empty where all lists are equally long."""
+    shortest, longest = columns.counts.min().item(), columns.counts.max().item()
+    if shortest == longest:
+        return ""
+    return f"{shortest:,} to {longest:,} columns, mean {columns.counts.double().mean():,.1f}"
 
 
 def sampled_rows(case: AttentionCase) -> list[tuple[int, int]]:
@@ -192,22 +209,14 @@ def check(variant: Variant, rows: Sequence[tuple[int, int]]) -> Check:
 def _attention_of(
     variant: Variant, head: int, row: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """One row by definition, in float64; for a 16-bit dtype with float32 scores and weights of that
-    dtype, which is what torch does in it."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    """One row by the reference, on inputs of this dtype."""
     keys = variant.keys_of(head, row)
-    k, v = variant.k[0, head, keys], variant.v[0, head, keys]
-    query = variant.q[0, head, row].to(wide)
-    scores = (k.to(wide) @ query).double() * query.shape[-1] ** -0.5
-    top = scores.max()
-    weights = torch.exp(scores - top)
-    out = weights.to(dtype).double() @ v.double() / weights.sum()
-    lse = weights.sum().log() + top
-    if variant.rest is None:
-        return out, lse
-    rest_out, rest_lse = (part[0, head, row].double() for part in variant.rest)
-    merged = torch.logaddexp(lse, rest_lse)
-    return (lse - merged).exp() * out + (rest_lse - merged).exp() * rest_out, merged
+    k, v = (x[:1, head : head + 1, keys].to(dtype) for x in (variant.k, variant.v))
+    part = reference.dense_attention(variant.q[:1, head : head + 1, row : row + 1].to(dtype), k, v)
+    if variant.rest is not None:
+        rest_out, rest_lse = (x[:1, head : head + 1, row : row + 1] for x in variant.rest)
+        part = reference.merge_attention(part, (rest_out.to(dtype), rest_lse.to(part[1].dtype)))
+    return part[0][0, 0, 0], part[1][0, 0, 0]
 
 
 def _largest(x: Tensor) -> float:

@@ -29,7 +29,9 @@ def calls(device: torch.device) -> tuple[dict[str, Callable[[], object]], dict[s
     rest = (torch.zeros_like(inputs.out), torch.zeros_like(inputs.lse))
     ck.column_sparse_attention(q, k, v, columns, out=out)  # its torch operator exists from here on
     operator: Any = torch.ops.chipmunk_kernels.column_sparse_attention.default
-    arguments = (q, k, v, columns.indices, columns.counts, 64, None, None, None, *out)
+    given = {"q": q, "k": k, "v": v, "indices": columns.indices, "counts": columns.counts}
+    given |= {"query_group": TINY.query_group, "out": out[0], "lse": out[1]}
+    arguments = [given.get(argument.name) for argument in operator._schema.arguments]
     found: dict[str, Callable[[], object]] = {
         "ck, allocating": lambda: ck.column_sparse_attention(q, k, v, columns),
         "ck, out given": lambda: ck.column_sparse_attention(q, k, v, columns, out=out),

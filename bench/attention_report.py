@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shapes import FA3, HOT_AND_LOCAL, RANDOM
+from shapes import EQUAL, FA3, HOT_AND_LOCAL, LENGTHS, RANDOM
 
 Row = dict[str, Any]
 MODES = ("sustained", "launches")  # the first that was measured counts
 WITH_REST = f"{RANDOM} + rest"
 
 HEADER = (
-    f"{'heads x tokens':<24} {'columns':>7} {'sparse':>6}  {'variant':<13} {'cold ms':>9} "
+    f"{'heads x tokens':<24} {'columns':>7} {'sparse':>6}  {'variant':<17} {'cold ms':>9} "
     f"{'sust. ms':>9} {'MHz':>5} {'W':>4} {'TFLOP/s':>7} {'over FA3':>8} {'ceiling':>8} "
     f"{'of it':>6}"
 )
@@ -28,6 +28,7 @@ def derive(row: Row) -> None:
     """Adds what follows from the times: TFLOP/s, speed-up over FA3, share of the ceiling, target.
 
     The ceiling is the speed-up at the dense kernel's own efficiency: dense work over useful work.
+    Lists of many lengths stand beside equal ones: useful TFLOP/s over theirs, time over theirs.
     """
     for mode in MODES:
         times = {n: v[mode]["median_ms"] for n, v in row["variants"].items() if mode in v}
@@ -42,6 +43,17 @@ def derive(row: Row) -> None:
         if WITH_REST in times:
             costs = times[WITH_REST] / times[RANDOM] - 1
             row["variants"][WITH_REST][mode]["rest_costs"] = round(costs, 4)
+        if EQUAL in times:
+            equal = row["variants"][EQUAL]
+            for name, ms in times.items():
+                time_over = ms / times[EQUAL]
+                work_over = row["variants"][name]["gflop"] / equal["gflop"]
+                row["variants"][name][mode]["over_equal"] = round(work_over / time_over, 4)
+                row["variants"][name][mode]["time_over_equal"] = round(time_over, 4)
+    wanted = row.get("target_over_equal")
+    many = row["variants"].get(LENGTHS, {}).get("sustained", {})
+    if wanted is not None and "over_equal" in many:
+        row["target_met"] = many["over_equal"] >= wanted
     sustained = row["variants"].get(RANDOM, {}).get("sustained", {})
     if row["target"] is not None and "over_fa3" in sustained:
         row["target_met"] = sustained["over_fa3"] >= row["target"]
@@ -58,6 +70,8 @@ def lines(row: Row) -> Iterator[str]:
     if (row["head_dim"], row["query_group"], row["dtype"]) != (128, 192, "bfloat16"):
         dtype = row["dtype"].replace("bfloat", "bf").replace("float", "fp")
         what += f" D{row['head_dim']} G{row['query_group']} {dtype}"
+    if row.get("lengths"):
+        what += f" {row['lengths']}"
     lead = f"{what:<24} {row['count']:>7,} {row['sparsity']:>6.1%}"
     for name, variant in row["variants"].items():
         figures = of_record(variant)
@@ -70,19 +84,25 @@ def lines(row: Row) -> Iterator[str]:
             _cell(row["dense_gflop"] / variant["gflop"], 8, ".2f", "x"),
             _cell(figures.get("share_of_ceiling"), 6, ".0%"),
         ]
-        yield f"{lead}  {name:<13} {' '.join(cells)}{_remark(row, name, figures)}"
+        yield f"{lead}  {name:<17} {' '.join(cells)}{_remark(row, name, figures)}"
         lead = " " * len(lead)
     for name, reason in row["left_out"].items():
-        yield f"{lead}  {name:<13} left out: {reason}"
+        yield f"{lead}  {name:<17} left out: {reason}"
         lead = " " * len(lead)
 
 
 def _remark(row: Row, name: str, figures: Mapping[str, Any]) -> str:
     if "rest_costs" in figures:
         return f"  the rest costs {figures['rest_costs']:+.1%}"
+    met = {True: "met", False: "missed", None: "not judged"}[row.get("target_met")]
     if name == RANDOM and row["target"] is not None:
-        met = {True: "met", False: "missed", None: "not judged"}[row.get("target_met")]
         return f"  target {row['target']}x {met}"
+    if name != EQUAL and "over_equal" in figures:
+        remark = f"  {figures['over_equal']:.3f} of equal lists' TFLOP/s"
+        remark += f", {figures['time_over_equal']:.3f} of their time"
+        wanted = row.get("target_over_equal")
+        judged = name == LENGTHS and wanted is not None
+        return f"{remark}, target {wanted:.2f} {met}" if judged else remark
     note = row["variants"][name]["note"]
     return f"  {note}" if note else ""
 

@@ -13,7 +13,9 @@ sustained  the figure of record: the card is heated up for --heat-s seconds; the
            `in_graph: false`.
 
 Suites, a JSON file each: "anchors" (attention_gpu.json, and the plot), "rest" (what a merged rest
-costs), "general" (other head dims, groups, float16), "overhead" (what a call costs the host).
+costs), "general" (other head dims, groups, float16), "lengths" (lists of many lengths beside equal
+ones, with and without an order), "select" (what making lists costs), "overhead" (what a call costs
+the host). "guard", which "all" leaves out, is the rows with a target and FlashAttention-3 alone.
 FlashAttention-3 is the wheel fa3-fwd 0.0.3 (`pip install --no-deps fa3-fwd==0.0.3`). FlexAttention
 attends to random 128 x 128 blocks, about as many keys as the lists hold. cuDNN is dense, so it is
 timed once a shape. A file is rewritten, all or nothing, after every row.
@@ -24,16 +26,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import statistics
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attention_overhead
+import select_suite
 import torch
 from attention_cases import (
     COLUMNS,
@@ -47,67 +48,17 @@ from attention_cases import (
 )
 from attention_peers import PEERS, Peer, versions
 from attention_report import HEADER, WITH_REST, Row, derive, lines, plot
-from gpu_clocks import ClockSampler, Nvml
-from gpu_timing import CudaTimer, Timer, alternate_launches, alternate_sustained
-from shapes import ATTENTION_SUITES, FA3, RANDOM, AttentionCase
+from gpu_machine import Budget, Machine, hopper, timed
+from select_suite import SELECT, SelectCase
+from shapes import ATTENTION_SUITES, FA3, GUARD, RANDOM, AttentionCase
 from timing import RESULTS, write
-
-import chipmunk_kernels as ck
 
 OVERHEAD = "overhead"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "attention_speedup.png"
-LAUNCHES_S = 3.0
+Case = AttentionCase | SelectCase
 LEGEND = (
     "cold: L2 flushed, launch by launch; sustained: back to back in CUDA graphs, no launch cost"
 )
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where it runs."""
-
-    device: torch.device
-    timer: Timer
-    clocks: ClockSampler
-    description: Mapping[str, Any]
-
-
-class Budget:
-    """Seconds after which nothing new is started; None: no end."""
-
-    def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._end = None if seconds is None else clock() + seconds
-
-    def is_spent(self) -> bool:
-        return self._end is not None and self._clock() >= self._end
-
-
-def hopper() -> Machine:
-    """Torch's current GPU; SystemExit where the kernels cannot run."""
-    if not torch.cuda.is_available():
-        raise SystemExit("bench_attention: needs a Hopper GPU, and torch sees no GPU")
-    properties = torch.cuda.get_device_properties()
-    if (properties.major, properties.minor) != (9, 0):
-        raise SystemExit(
-            f"bench_attention: needs a Hopper GPU (compute capability 9.0), this is a "
-            f"{properties.name} ({properties.major}.{properties.minor})"
-        )
-    if not ck.info().cuda_compiled:
-        raise SystemExit("bench_attention: this build of chipmunk_kernels has no CUDA kernels")
-    description: dict[str, Any] = {
-        "name": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "memory_gb": round(properties.total_memory / 1e9, 1),
-    }
-    try:
-        nvml = Nvml()
-        description.update(nvml.description())
-        read = nvml.read
-    except (OSError, AttributeError) as error:
-        print(f"clocks and power are not recorded: {error}", flush=True)
-        read = None
-    return Machine(torch.device("cuda"), CudaTimer(), ClockSampler(read), description)
 
 
 def prepare(
@@ -149,7 +100,6 @@ def measure(
     case: AttentionCase, options: argparse.Namespace, peers: Mapping[str, Peer], machine: Machine
 ) -> Row:
     """One row: checked, timed, with derived figures."""
-    started = time.perf_counter()
     variants, checks, left_out = prepare(case, peers, machine)
     runs = {variant.name: variant.run for variant in variants}
     dense = dense_flops(case)
@@ -161,40 +111,39 @@ def measure(
         "dtype": case.dtype,
         "query_group": case.query_group,
         "count": case.count,
+        "lengths": case.lengths,
         "sparsity": 1 - case.count / case.shape.tokens,
         "target": case.target,
+        "target_over_equal": case.target_over_equal,
         "dense_gflop": dense / 1e9,
         "variants": {v.name: {"gflop": v.flops / 1e9, "note": v.note} for v in variants},
         "checks": checks,
         "left_out": left_out,
     }
-    if options.mode in ("launches", "both") and runs:
-        for name, ms in alternate_launches(machine.timer, runs, seconds=LAUNCHES_S).items():
-            row["variants"][name]["launches"] = {
-                "median_ms": round(statistics.median(ms), 5),
-                "min_ms": round(min(ms), 5),
-                "max_ms": round(max(ms), 5),
-                "rounds": len(ms),
-            }
-    if options.mode in ("sustained", "both") and runs:
-        turns = alternate_sustained(
-            machine.timer,
-            runs,
-            turns=options.turns,
-            heat_s=options.heat_s,
-            warm_s=options.warm_s,
-            seconds=options.seconds,
-        )
-        for name, result in turns.items():
-            row["variants"][name]["sustained"] = {
-                "median_ms": round(statistics.median(result.turns_ms), 5),
-                "turns_ms": [round(ms, 5) for ms in result.turns_ms],
-                "in_graph": result.captured,
-                **machine.clocks.summary(result.spans),
-            }
+    for name, figures in timed(runs, options, machine).items():
+        row["variants"][name].update(figures)
     derive(row)
-    row["seconds"] = round(time.perf_counter() - started, 1)
     return row
+
+
+def measure_any(
+    case: Case, options: argparse.Namespace, peers: Mapping[str, Peer], machine: Machine
+) -> tuple[Row, bool]:
+    """A row of either kind, and whether all of ours in it are right."""
+    started = time.perf_counter()
+    if isinstance(case, SelectCase):
+        row = select_suite.measure(case, options, machine)
+        wrong = set(row["left_out"]) - {select_suite.TOPK}
+    else:
+        row = measure(case, options, peers, machine)
+        wrong = set(row["left_out"]) & {*case.patterns, WITH_REST}
+    row["seconds"] = round(time.perf_counter() - started, 1)
+    return row, not wrong
+
+
+def table(suite: str) -> tuple[str, Callable[[Row], Iterator[str]]]:
+    """The header of a suite's table, and what makes lines of a row."""
+    return (select_suite.HEADER, select_suite.lines) if suite == SELECT else (HEADER, lines)
 
 
 class Output:
@@ -215,7 +164,7 @@ class Output:
         write(
             name,
             {
-                "op": "column_sparse_attention",
+                "op": "select_columns" if suite == SELECT else "column_sparse_attention",
                 "suite": suite,
                 "gpu": dict(machine.description),
                 "versions": versions(),
@@ -258,7 +207,7 @@ def overhead(machine: Machine, output: Output) -> int:
 
 def run(
     options: argparse.Namespace,
-    suites: Mapping[str, Sequence[AttentionCase]],
+    suites: Mapping[str, Sequence[Case]],
     machine: Machine,
     peers: Mapping[str, Peer],
     budget: Budget,
@@ -269,25 +218,26 @@ def run(
     for suite, cases in suites.items():
         rows: list[Row] = []
         skipped: list[str] = []
-        print(f"\n{suite}; {LEGEND}\n{HEADER}", flush=True)
+        header, lines_of = table(suite)
+        print(f"\n{suite}; {LEGEND}\n{header}", flush=True)
         for case in cases:
             if budget.is_spent():
-                skipped.append(f"{case.shape.name}, {case.count} columns: the time is spent")
+                skipped.append(f"{case.title}: the time is spent")
                 continue
             try:
-                row = measure(case, options, peers, machine)
+                row, right = measure_any(case, options, peers, machine)
             except Exception as error:  # a row that fails does not take the others with it
                 traceback.print_exc()
-                skipped.append(f"{case.shape.name}, {case.count} columns: {reason(error)}")
+                skipped.append(f"{case.title}: {reason(error)}")
                 status = 1
                 continue
             finally:
                 gc.collect()
                 torch.cuda.empty_cache()
             rows.append(row)
-            if any(name in row["left_out"] for name in (*case.patterns, WITH_REST)):
+            if not right:
                 status = 1
-            print("\n".join(lines(row)), flush=True)
+            print("\n".join(lines_of(row)), flush=True)
             output.save(suite, complete=False, not_measured=skipped, rows=rows)
         for what in skipped:
             print(f"not measured: {what}", flush=True)
@@ -303,9 +253,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    names = (*ATTENTION_SUITES, OVERHEAD)
+    names = (*ATTENTION_SUITES, SELECT, OVERHEAD)
     parser.add_argument("--suite", default="all", help=f"{', '.join(names)} (commas), or all")
-    parser.add_argument("--shapes", default="", help="parts of shape names, commas between")
+    parser.add_argument(
+        "--shapes", default="", help="parts of shape names and counts, commas between"
+    )
     parser.add_argument("--mode", choices=("launches", "sustained", "both"), default="both")
     parser.add_argument("--turns", type=int, default=3, help="sustained turns of each variant")
     parser.add_argument("--heat-s", type=float, default=3.0, help="before a row's first turn")
@@ -318,7 +270,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--report", type=Path, help="print and draw a written JSON; needs no GPU")
     options = parser.parse_args(argv)
-    options.suites = names if options.suite == "all" else tuple(options.suite.split(","))
+    everything = tuple(name for name in names if name != GUARD)
+    options.suites = everything if options.suite == "all" else tuple(options.suite.split(","))
     options.peers = tuple(filter(None, options.peers.split(",")))
     for given, known in ((options.suites, names), (options.peers, tuple(PEERS))):
         unknown = sorted(set(given) - set(known))
@@ -333,19 +286,17 @@ def main() -> int:
     torch.set_grad_enabled(False)
     if options.report is not None:
         written = json.loads(options.report.read_text())
-        print("\n".join([HEADER, *(line for row in written["rows"] for line in lines(row))]))
+        header, lines_of = table(written["suite"])
+        print("\n".join([header, *(line for row in written["rows"] for line in lines_of(row))]))
         if written["suite"] == "anchors":
             print(plot(written["rows"], options.out / PLOT.name if options.out else PLOT))
         return 0
     budget = Budget(options.budget_s)
     machine = hopper()
     wanted = tuple(filter(None, options.shapes.split(",")))
+    known: Mapping[str, Sequence[Case]] = {**ATTENTION_SUITES, SELECT: select_suite.CASES}
     suites = {
-        suite: [
-            case
-            for case in ATTENTION_SUITES[suite]
-            if not wanted or any(part in case.shape.name for part in wanted)
-        ]
+        suite: [c for c in known[suite] if not wanted or any(part in c.title for part in wanted)]
         for suite in options.suites
         if suite != OVERHEAD
     }

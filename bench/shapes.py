@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 RANDOM, HOT_AND_LOCAL = "random", "hot+local"
+EQUAL, LENGTHS, UNORDERED = "equal", "lengths", "lengths, no order"
 FA3, CUDNN, FLEX = "fa3", "cudnn", "flex"
+LOG_NORMAL, FULL_GROUPS = "log-normal", "3 of 24 full"
+GUARD = "guard"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ class AttentionCase:
     peers: tuple[str, ...] = (FA3,)
     with_rest: bool = False
     """Whether the random columns are also timed with a rest merged."""
+    lengths: str | None = None
+    """How the lists' lengths differ, with a mean of `count` (`length_columns.list_lengths`)."""
+    target_over_equal: float | None = None
+    """Wanted useful TFLOP/s of lists of many lengths, over that of equal ones, sustained."""
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        lengths = f", {self.lengths}" if self.lengths else ""
+        return f"{self.shape.name}, {self.count} columns{lengths}"
 
     @property
     def groups(self) -> int:
@@ -92,6 +105,15 @@ def _general() -> list[AttentionCase]:
     ]
 
 
+_MANY_LENGTHS = AttentionCase(
+    FLUX_1024,
+    784,
+    patterns=(EQUAL, LENGTHS, UNORDERED),
+    peers=(),
+    lengths=LOG_NORMAL,
+    target_over_equal=0.92,
+)
+
 ATTENTION_SUITES: Mapping[str, Sequence[AttentionCase]] = {
     "anchors": _anchors(),
     "rest": [
@@ -99,4 +121,11 @@ ATTENTION_SUITES: Mapping[str, Sequence[AttentionCase]] = {
         for case in (*_TARGETS, AttentionCase(TOKENS_16K, count_at(TOKENS_16K.tokens, 0.80)))
     ],
     "general": _general(),
+    "lengths": [
+        replace(_MANY_LENGTHS, shape=TOKENS_16K, count=1_120),
+        _MANY_LENGTHS,
+        replace(_MANY_LENGTHS, lengths=FULL_GROUPS, target_over_equal=1 / 1.02),
+    ],
+    # Not part of "all": what .ci/run compares with the record.
+    GUARD: [replace(case, target=None) for case in _TARGETS],
 }

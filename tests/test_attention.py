@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from cases import INT_MAX, AttentionCase, attention_cases, poisoned_lists, threads  # noqa: E402
+from cases import (  # noqa: E402
+    INT_MAX,
+    AttentionCase,
+    attention_cases,
+    poisoned_lists,
+    randn,
+    rng,
+    threads,
+)
 from numerics import assert_as_good_as_torch, largest, rounding_of_sums  # noqa: E402
 
 import chipmunk_kernels as ck  # noqa: E402
@@ -250,3 +258,93 @@ def test_the_same_bits_every_time_and_for_any_number_of_threads(device):
             again = ck.column_sparse_attention(q, k, v, columns)
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
+
+
+# Sizes of q and k up to where dot products of 64 elements stay finite in float32.
+EXTREME_SIZES = [
+    (dtype, size)
+    for dtype, limit in ((torch.float32, 1e18), (torch.bfloat16, 1e18), (torch.float16, 6e4))
+    for size in (1e0, 1e2, 1e3, 3e3, 1e4, 3e4, 6e4, 1e6, 1e9, 1e12, 1e15, 1e18)
+    if size <= limit
+]
+
+
+class ExtremeCase:
+    """q and k uniform in +-size, their scores in float64, and the rows whose result is certain.
+
+    float32 dot products may put another key first where two scores are about equal. A row is
+    certain where the largest of the listed scores leads by more than their rounding.
+    """
+
+    def __init__(self, dtype, size, scale, device):
+        if device == "cuda" and dtype == torch.float32:
+            pytest.skip("float32 runs on the CPU only")
+        generator = rng(11)
+        q, k = (
+            ((torch.rand(1, 2, 150, 64, generator=generator) * 2 - 1) * size).to(device, dtype)
+            for _ in range(2)
+        )
+        self.qkv = q, k, randn((1, 2, 150, 64), dtype, device, generator)
+        self.scores = q.double() @ k.double().mT * (0.125 if scale is None else scale)
+        self.rounding = 150**0.5 * self.scores.abs().max().item() * torch.finfo(torch.float32).eps
+        mask = torch.rand(1, 2, 3, 150, generator=generator) < 0.5
+        self.mask = mask.to(device)
+        self.listed = self.mask.repeat_interleave(50, dim=2)
+
+    def certain(self, scores):
+        first, second = scores.topk(2).values.unbind(-1)
+        return first - second > 40 + 2 * self.rounding
+
+    def check(self, ours, native, exact, scores):
+        """The rule for all rows; for those that are certain, within a rounding of float64."""
+        exact = exact[0], exact[1].float()  # inf where float32 rounds to it
+        assert_parts(ours, native, exact, self.rounding, largest(self.qkv[2]))
+        certain = self.certain(scores)
+        eps = torch.finfo(ours[0].dtype).eps
+        torch.testing.assert_close(
+            ours[0][certain].double(), exact[0][certain], rtol=4 * eps, atol=1e-30
+        )
+
+
+@pytest.mark.parametrize("scale", [None, -0.5, 1e6, 1e-30])
+@pytest.mark.parametrize(("dtype", "size"), EXTREME_SIZES)
+def test_scores_of_any_size(device, dtype, size, scale):
+    case = ExtremeCase(dtype, size, scale, device)
+    q, k, v = case.qkv
+    options = {"softmax_scale": scale}
+    dense = ck.dense_attention(q, k, v, **options)
+    exact = reference.dense_attention(*doubled(q, k, v), **options)
+    case.check(dense, reference.dense_attention(q, k, v, **options), exact, case.scores)
+
+    columns = poisoned_lists(case.mask, 50)
+    lists = columns.indices, columns.counts, 50
+    listed = case.scores.masked_fill(~case.listed, -math.inf)
+    rest = randn(v.shape, dtype, device, rng(12)), exact[1].float().clamp(-1e38, 1e38)
+    rest[1][..., ::3] *= 0.5
+    for merged in (None, rest):
+        ours = ck.column_sparse_attention(q, k, v, columns, rest=merged, **options)
+        native = reference.column_sparse_attention(q, k, v, *lists, rest=merged, **options)
+        wide = None if merged is None else doubled(*merged)
+        exact = reference.column_sparse_attention(*doubled(q, k, v), *lists, rest=wide, **options)
+        if merged is not None:  # the rest is one more key
+            listed = torch.cat((listed, merged[1].double()[..., None]), dim=-1)
+        case.check(ours, native, exact, listed)
+
+
+@pytest.mark.parametrize("scale", [None, -0.5, 1e6])
+@pytest.mark.parametrize(("dtype", "size"), EXTREME_SIZES)
+def test_column_sums_of_scores_of_any_size(device, dtype, size, scale):
+    case = ExtremeCase(dtype, size, scale, device)
+    q, k, v = case.qkv
+    options = {"softmax_scale": scale, "query_group": 50}
+    *part, sums = ck.dense_attention_column_sums(q, k, v, **options)
+    *native, native_sums = reference.dense_attention_column_sums(q, k, v, **options)
+    *exact, exact_sums = reference.dense_attention_column_sums(*doubled(q, k, v), **options)
+    case.check(part, native, exact, case.scores)
+    assert_as_good_as_torch(sums, native_sums, exact_sums, sums=50 * case.rounding)
+    certain = case.certain(case.scores).unflatten(-1, (3, 50)).all(-1)
+    torch.testing.assert_close(sums[certain].double(), exact_sums[certain], rtol=1e-6, atol=1e-15)
+    # Whatever the reference, exp(score - reference) is a number, 0 or inf.
+    for lse in (exact[1].float(), torch.full_like(part[1], 3e38), torch.full_like(part[1], -3e38)):
+        sums = ck.dense_attention_column_sums(q, k, v, reference_lse=lse, **options)[2]
+        assert not sums.isnan().any()

@@ -138,7 +138,7 @@ def test_the_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert overhead["variants"]["ck, out given"]["host_us"] > 0
     assert (FA3 in overhead["variants"]) != (FA3 in overhead["left_out"])
     printed = capsys.readouterr().out
-    assert "flex          left out: ImportError" in printed
+    assert "flex              left out: ImportError" in printed
     assert "target 0.001x met" in printed
     assert "ck, rest, out given" in printed
 

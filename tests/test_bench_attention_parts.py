@@ -286,7 +286,7 @@ def test_derived_figures() -> None:
     )
     assert second.split()[:3] == ["fa3", "1.2", "2"]
     assert third.endswith("the rest costs +10.0%")
-    assert last.endswith("cudnn         left out: ImportError: none here")
+    assert last.endswith("cudnn             left out: ImportError: none here")
 
 
 def test_a_target_is_judged_by_sustained_times_alone() -> None:

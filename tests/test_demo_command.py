@@ -176,7 +176,7 @@ def test_weights_of_another_kind_are_refused(
     file = tmp_path / "weights.safetensors"
     file.write_bytes(content)
     assert main(["demo", "--weights", str(file), "--out", str(tmp_path / "out")]) == 2
-    assert "--weights: expected a file from bench/train_demo.py, got" in capsys.readouterr().err
+    assert "--weights: expected a file from examples/train_demo.py, got" in capsys.readouterr().err
 
 
 def test_numbers_of_a_run_that_diverged_are_written(tmp_path: Path) -> None:

@@ -279,11 +279,11 @@ ERRORS = {
         "[2, 3], got [3, 2]",
     ),
     "order": (
-        lambda: sparse(ck.ColumnLists(LISTS.indices, LISTS.counts, 64, i32(2, 7))),
-        "column_sparse_attention: columns.order: expected shape [2, lists=8], got [2, 7]",
+        lambda: sparse(ck.ColumnLists(LISTS.indices, LISTS.counts, 64, i32(3, 7))),
+        "column_sparse_attention: columns.order: expected shape [3, lists=8], got [3, 7]",
     ),
     "dtype of an order": (
-        lambda: sparse(ck.ColumnLists(LISTS.indices, LISTS.counts, 64, i32(2, 8).long())),
+        lambda: sparse(ck.ColumnLists(LISTS.indices, LISTS.counts, 64, i32(3, 8).long())),
         "column_sparse_attention: columns.order: expected dtype int32, got int64",
     ),
     "always": (

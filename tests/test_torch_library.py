@@ -35,7 +35,7 @@ def mlp_lists(device="cpu"):
 
 
 def as_they_come(lists):
-    return torch.full((2, lists), -1, dtype=torch.int32)
+    return torch.full((3, lists), -1, dtype=torch.int32)
 
 
 def out_variant_calls(device):

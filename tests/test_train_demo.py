@@ -1,8 +1,9 @@
-"""bench/train_demo.py on a handful of made-up pictures: data, kill and resume, refusals."""
+"""examples/train_demo.py on a handful of made-up pictures: data, kill and resume, refusals."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from PIL import Image
 from chipmunk_kernels.demo.model import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "bench" / "train_demo.py"
+SCRIPT = ROOT / "examples" / "train_demo.py"
+
+# The tensors are tiny: torch's threads would wait for each other most of the time.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 RECORDS: list[dict[str, Any]] = [
     {
@@ -80,7 +84,8 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 
 
 def train(data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(data, out, *more), capture_output=True, text=True, check=False)
+    words = command(data, out, *more)
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=ONE_THREAD)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -100,7 +105,8 @@ def load_pictures(paths: list[Path]) -> dict[str, Any]:
         "    'middle': found.pixels[0, 8, 8].tolist(), 'shape': found.pixels.shape}))\n"
     )
     arguments = [sys.executable, "-c", program, *map(str, paths)]
-    return json.loads(subprocess.run(arguments, capture_output=True, check=True).stdout)
+    done = subprocess.run(arguments, capture_output=True, check=True, env=ONE_THREAD)
+    return json.loads(done.stdout)
 
 
 def test_pictures_lie_on_white_with_words_and_weights(data: Path, tmp_path: Path) -> None:
@@ -141,7 +147,7 @@ def test_a_killed_run_continues_to_the_same_weights(data: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "60 steps in" in done.stdout
     process = subprocess.Popen(
-        command(data, cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(data, cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD
     )
     while not (cut / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.01)

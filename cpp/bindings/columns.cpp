@@ -14,6 +14,7 @@ using OptionalTensor = std::optional<TensorView>;
 constexpr Shown kIndices{"indices", "columns.indices"};
 constexpr Shown kCounts{"counts", "columns.counts"};
 constexpr Shown kOrder{"order", "columns.order"};
+constexpr Shown kQueryGroup{"query_group", "columns.query_group"};
 
 // The signed 64 bits that torch passes as they are; a fresh draw from Python's `random` if there
 // are none and they matter.
@@ -33,7 +34,8 @@ void bind_columns(py::module_& m) {
          std::optional<int64_t> count, const OptionalTensor& count_per_list,
          std::optional<double> mass, const OptionalTensor& mass_per_list, int64_t min_count,
          std::optional<int64_t> max_count, double random_fraction, std::optional<int64_t> seed,
-         const TensorView& indices, const TensorView& counts, const OptionalTensor& order) {
+         int32_t query_group, const TensorView& indices, const TensorView& counts,
+         const OptionalTensor& order) {
         select_columns(scores, always ? &*always : nullptr,
                        {.count = count,
                         .count_per_list = count_per_list,
@@ -43,18 +45,18 @@ void bind_columns(py::module_& m) {
                         .max_count = max_count,
                         .random_fraction = random_fraction,
                         .seed = seed_or_draw(seed, random_fraction)},
-                       {.indices = indices, .counts = counts, .order = order}, context);
+                       {indices, counts, query_group, order}, context);
       },
       "scores", "always", "count", "count_per_list", "mass", "mass_per_list", "min_count",
-      "max_count", "random_fraction", "seed", kIndices, kCounts, kOrder);
+      "max_count", "random_fraction", "seed", kQueryGroup, kIndices, kCounts, kOrder);
 
   def_op(
       m, "columns_from_mask",
-      [](const Context& context, const TensorView& mask, const TensorView& indices,
-         const TensorView& counts, const OptionalTensor& order) {
-        columns_from_mask(mask, {.indices = indices, .counts = counts, .order = order}, context);
+      [](const Context& context, const TensorView& mask, int32_t query_group,
+         const TensorView& indices, const TensorView& counts, const OptionalTensor& order) {
+        columns_from_mask(mask, {indices, counts, query_group, order}, context);
       },
-      "mask", kIndices, kCounts, kOrder);
+      "mask", kQueryGroup, kIndices, kCounts, kOrder);
 
   def_op(
       m, "columns_to_mask",

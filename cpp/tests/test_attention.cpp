@@ -8,19 +8,18 @@
 namespace {
 
 using chipmunk::Context;
-using testing::close;
+using testing::column_sparse;
+using testing::dense;
+using testing::differences;
 using testing::DType;
 using testing::kInf;
 using testing::kNan;
 using testing::Layout;
 using testing::Lists;
 using testing::Part;
+using testing::Problem;
+using testing::Shape;
 using testing::Tensor;
-
-struct Shape {
-  int64_t batch, query_heads, kv_heads, queries, keys, head_dim;
-  int32_t query_group;
-};
 
 // Sizes around the tiles (192 queries, 64 columns), the vectors and the model's own.
 constexpr Shape kShapes[] = {
@@ -36,58 +35,6 @@ std::string text(const Shape& s, DType dtype, Layout layout) {
          std::to_string(s.head_dim) + "] layout " + std::to_string(static_cast<int>(layout));
 }
 
-struct Problem {
-  Tensor q, k, v;
-  float scale;
-  Problem(const Shape& s, DType dtype, Layout layout, std::mt19937& random)
-      : q(testing::make_rows(dtype, s.batch, s.query_heads, s.queries, s.head_dim, layout)),
-        k(testing::make_rows(dtype, s.batch, s.kv_heads, s.keys, s.head_dim, layout)),
-        v(testing::make_rows(dtype, s.batch, s.kv_heads, s.keys, s.head_dim, layout)),
-        scale(1.0f / std::sqrt(static_cast<float>(s.head_dim))) {
-    q.fill_normal(random, 1.5);
-    k.fill_normal(random, 1.5);
-    v.fill_normal(random);
-  }
-};
-
-// Counts the entries of `got` that differ from attention over columns_of(b, h, i), merged with
-// `rest` if given; 0 is a pass.
-template <class Columns>
-int64_t differences(const Problem& problem, const Part& got, const Columns& columns_of,
-                    const Part* rest = nullptr) {
-  int64_t wrong = 0;
-  const Tensor& q = problem.q;
-  const testing::Expected expected_attention{testing::Values(q), testing::Values(problem.k),
-                                             testing::Values(problem.v), problem.scale};
-  for (int64_t b = 0; b < q.size(0); ++b) {
-    for (int64_t h = 0; h < q.size(1); ++h) {
-      for (int64_t i = 0; i < q.size(2); ++i) {
-        testing::ExpectedRow row = expected_attention.row(b, h, i, columns_of(b, h, i));
-        if (rest != nullptr) {
-          const double rest_lse = rest->lse.get({b, h, i});
-          const double lse = testing::expected_merged_lse(row.lse, rest_lse);
-          for (int64_t d = 0; d < q.size(3); ++d) {
-            double& x = row.out[static_cast<size_t>(d)];
-            x = lse == -kInf ? 0.0 : x * std::exp(row.lse - lse);
-            if (rest_lse == -kInf) continue;
-            const double from_rest = rest->out.get({b, h, i, d});
-            x += from_rest * std::exp(rest_lse - lse);
-            row.largest_value = std::max(row.largest_value, std::fabs(from_rest));
-          }
-          row.lse = lse;
-        }
-        wrong += !close(got.lse.get({b, h, i}), row.lse, testing::lse_tolerance(row.lse));
-        for (int64_t d = 0; d < q.size(3); ++d) {
-          const double expected = row.out[static_cast<size_t>(d)];
-          wrong += !close(got.out.get({b, h, i, d}), expected,
-                          testing::out_tolerance(expected, row.largest_value, q.dtype()));
-        }
-      }
-    }
-  }
-  return wrong;
-}
-
 template <class Body>
 void for_each_problem(const Body& body) {
   std::mt19937 random(7);
@@ -100,27 +47,9 @@ void for_each_problem(const Body& body) {
   }
 }
 
-Part result_of(const Shape& s, DType dtype, Layout layout) {
-  return Part(dtype, s.batch, s.query_heads, s.queries, s.head_dim, layout);
-}
-
-Part column_sparse(const Problem& problem, const Lists& lists, const Part* rest, Part result) {
-  const chipmunk::AttentionPart rest_part = rest != nullptr ? rest->part() : result.part();
-  chipmunk::column_sparse_attention(problem.q, problem.k, problem.v, lists.lists(),
-                                    rest != nullptr ? &rest_part : nullptr, problem.scale,
-                                    result.part(), Context{});
-  return result;
-}
-
-Part dense(const Problem& problem, Part result) {
-  chipmunk::dense_attention(problem.q, problem.k, problem.v, problem.scale, result.part(),
-                            Context{});
-  return result;
-}
-
 // A rest such as an earlier step left: any values, some rows empty with NaN for out.
 Part random_rest(const Shape& s, DType dtype, Layout layout, std::mt19937& random) {
-  Part rest = result_of(s, dtype, layout);
+  Part rest = Part(s, dtype, layout);
   rest.out.fill_normal(random);
   rest.lse.fill_normal(random, 4.0);
   for (int64_t i = 0; i < s.queries; i += 3) {
@@ -133,8 +62,8 @@ Part random_rest(const Shape& s, DType dtype, Layout layout, std::mt19937& rando
 void values(testing::Tests& tests) {
   tests.add("dense attention", [&] {
     for_each_problem([&](const Shape& s, DType dtype, Layout layout, std::mt19937& random) {
-      const Problem problem(s, dtype, layout, random);
-      const Part got = dense(problem, result_of(s, dtype, layout));
+      const Problem problem(s, dtype, layout, random, 1.5);
+      const Part got = dense(problem, Part(s, dtype, layout));
       const std::vector<int64_t> all = testing::all_columns(s.keys);
       tests.check(differences(problem, got, [&](int64_t, int64_t, int64_t) { return all; }) == 0,
                   text(s, dtype, layout));
@@ -142,17 +71,17 @@ void values(testing::Tests& tests) {
   });
   tests.add("column-sparse attention, alone and merged with a rest", [&] {
     for_each_problem([&](const Shape& s, DType dtype, Layout layout, std::mt19937& random) {
-      const Problem problem(s, dtype, layout, random);
+      const Problem problem(s, dtype, layout, random, 1.5);
       const Lists lists(s.batch, s.query_heads, s.queries, s.query_group, s.keys + 3);
       lists.fill_random(random, s.keys);
       const auto columns_of = [&](int64_t b, int64_t h, int64_t i) {
         return lists.get(b, h, i / s.query_group);
       };
-      const Part alone = column_sparse(problem, lists, nullptr, result_of(s, dtype, layout));
+      const Part alone = column_sparse(problem, lists, nullptr, Part(s, dtype, layout));
       tests.check(differences(problem, alone, columns_of) == 0, text(s, dtype, layout));
 
       const Part rest = random_rest(s, dtype, layout, random);
-      const Part merged = column_sparse(problem, lists, &rest, result_of(s, dtype, layout));
+      const Part merged = column_sparse(problem, lists, &rest, Part(s, dtype, layout));
       tests.check(differences(problem, merged, columns_of, &rest) == 0,
                   "rest, " + text(s, dtype, layout));
 
@@ -173,8 +102,8 @@ void lists(testing::Tests& tests) {
       const Problem problem(kSmall, dtype, Layout::kContiguous, random);
       const Lists lists(1, 2, 130, 192, 100);
       for (int64_t h = 0; h < 2; ++h) lists.set(0, h, 0, testing::all_columns(100));
-      const Part sparse = column_sparse(problem, lists, nullptr, result_of(kSmall, dtype, {}));
-      const Part whole = dense(problem, result_of(kSmall, dtype, {}));
+      const Part sparse = column_sparse(problem, lists, nullptr, Part(kSmall, dtype));
+      const Part whole = dense(problem, Part(kSmall, dtype));
       tests.check(sparse.out.same_bits(whole.out) && sparse.lse.same_bits(whole.lse),
                   chipmunk::name_of(dtype));
     }
@@ -184,7 +113,7 @@ void lists(testing::Tests& tests) {
     for (const DType dtype : testing::kFloatTypes) {
       const Problem problem(kSmall, dtype, Layout::kContiguous, random);
       const Lists lists(1, 2, 130, 64, 0);
-      const Part alone = column_sparse(problem, lists, nullptr, result_of(kSmall, dtype, {}));
+      const Part alone = column_sparse(problem, lists, nullptr, Part(kSmall, dtype));
       bool empty = true;
       for (int64_t i = 0; i < alone.lse.view().numel(); ++i) {
         empty = empty && alone.lse.get_flat(i) == -kInf;
@@ -193,10 +122,10 @@ void lists(testing::Tests& tests) {
         empty = empty && alone.out.get_flat(i) == 0.0;
       }
       tests.check(empty, "alone");
-      Part rest = result_of(kSmall, dtype, {});
+      Part rest = Part(kSmall, dtype);
       rest.out.fill_normal(random);
       rest.lse.fill_normal(random, 50.0);
-      const Part merged = column_sparse(problem, lists, &rest, result_of(kSmall, dtype, {}));
+      const Part merged = column_sparse(problem, lists, &rest, Part(kSmall, dtype));
       tests.check(merged.out.same_bits(rest.out) && merged.lse.same_bits(rest.lse), "rest");
     }
   });
@@ -213,7 +142,7 @@ void lists(testing::Tests& tests) {
           lists.set(0, h, g, columns);
         }
       }
-      const Part clean = column_sparse(problem, lists, nullptr, result_of(kSmall, dtype, {}));
+      const Part clean = column_sparse(problem, lists, nullptr, Part(kSmall, dtype));
       for (int64_t c = 0; c < 100; ++c) {
         if (c % 4 < lists.groups() && c != 99) continue;
         for (int64_t d = 0; d < 64; ++d) {
@@ -221,12 +150,12 @@ void lists(testing::Tests& tests) {
           problem.v.set({0, 0, c, d}, d % 2 == 0 ? kNan : kInf);
         }
       }
-      const Part poisoned = column_sparse(problem, lists, nullptr, result_of(kSmall, dtype, {}));
+      const Part poisoned = column_sparse(problem, lists, nullptr, Part(kSmall, dtype));
       tests.check(clean.out.same_bits(poisoned.out) && clean.lse.same_bits(poisoned.lse),
                   chipmunk::name_of(dtype));
       // Group 0 alone meets NaN; the others do not.
       for (int64_t d = 0; d < 64; ++d) problem.k.set({0, 0, 4, d}, kNan);
-      const Part hit = column_sparse(problem, lists, nullptr, result_of(kSmall, dtype, {}));
+      const Part hit = column_sparse(problem, lists, nullptr, Part(kSmall, dtype));
       for (int64_t i : {0, 63, 64, 129}) {
         tests.check(std::isnan(hit.lse.get({0, 1, i})) == (i < 64), "lse of row");
         tests.check(std::isnan(hit.out.get({0, 1, i, 5})) == (i < 64), "out of row");
@@ -244,8 +173,8 @@ void lists(testing::Tests& tests) {
       for (int64_t g = 0; g < 3; ++g) wide.set(0, h, g, plain.get(0, h, g));
     }
     wide.indices = wide.indices.slice(3, 0, 100);
-    const Part a = column_sparse(problem, wide, nullptr, result_of(kSmall, DType::kFloat32, {}));
-    const Part b = column_sparse(problem, plain, nullptr, result_of(kSmall, DType::kFloat32, {}));
+    const Part a = column_sparse(problem, wide, nullptr, Part(kSmall, DType::kFloat32));
+    const Part b = column_sparse(problem, plain, nullptr, Part(kSmall, DType::kFloat32));
     tests.check(a.out.same_bits(b.out) && a.lse.same_bits(b.lse), "same as contiguous ones");
   });
 }
@@ -323,7 +252,7 @@ void extremes(testing::Tests& tests) {
       Problem problem(kSmall, DType::kFloat32, Layout::kContiguous, random);
       problem.scale = scale;
       const std::vector<int64_t> all = testing::all_columns(100);
-      const Part got = dense(problem, result_of(kSmall, DType::kFloat32, {}));
+      const Part got = dense(problem, Part(kSmall, DType::kFloat32));
       tests.check(differences(problem, got, [&](int64_t, int64_t, int64_t) { return all; }) == 0,
                   std::to_string(scale));
     }
@@ -358,7 +287,7 @@ void empties(testing::Tests& tests) {
     for (const Shape& s : {Shape{1, 2, 1, 0, 4, 16, 64}, Shape{0, 2, 1, 3, 4, 16, 64},
                            Shape{1, 0, 0, 3, 4, 16, 64}, Shape{1, 0, 2, 3, 4, 16, 64}}) {
       Problem problem(s, DType::kFloat32, Layout::kContiguous, random);
-      const Part got = dense(problem, result_of(s, DType::kFloat32, {}));
+      const Part got = dense(problem, Part(s, DType::kFloat32));
       const Lists lists(s.batch, s.query_heads, s.queries, 64, 4);
       column_sparse(problem, lists, nullptr, got);
       tests.check(got.lse.view().numel() == 0, "empty");
@@ -368,9 +297,9 @@ void empties(testing::Tests& tests) {
     std::mt19937 random(12);
     const Shape s{2, 2, 1, 400, 150, 64, 192};
     const Problem problem(s, DType::kFloat32, Layout::kContiguous, random);
-    const Part first = dense(problem, result_of(s, DType::kFloat32, {}));
+    const Part first = dense(problem, Part(s, DType::kFloat32));
     for (const int threads : {1, 3, 8}) {
-      const Part got = result_of(s, DType::kFloat32, {});
+      const Part got = Part(s, DType::kFloat32);
       chipmunk::dense_attention(problem.q, problem.k, problem.v, problem.scale, got.part(),
                                 Context{nullptr, threads});
       tests.check(got.out.same_bits(first.out) && got.lse.same_bits(first.lse), "threads");

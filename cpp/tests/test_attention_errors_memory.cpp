@@ -18,17 +18,17 @@ void orders(testing::Tests& tests) {
   tests.add("an order of the lists", [&] {
     Messages m(tests);
     const std::string order = "column_sparse_attention: columns.order: expected ";
-    static const Tensor right(DType::kInt32, {2, 16});
+    static const Tensor right(DType::kInt32, {3, 16});
     m.expect(&Arguments::sparse, [](Arguments& x) { x.columns.order = right; }, "");
     m.expect(
-        &Arguments::sparse, [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {2, 15}); },
-        order + "shape [2, lists=16], got [2, 15]");
+        &Arguments::sparse, [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {3, 15}); },
+        order + "shape [3, lists=16], got [3, 15]");
     m.expect(
-        &Arguments::sparse, [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {32}); },
-        order + "shape [2, lists=16], got [32]");
+        &Arguments::sparse, [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {48}); },
+        order + "shape [3, lists=16], got [48]");
     m.expect(
         &Arguments::sparse,
-        [](Arguments& x) { x.columns.order = Tensor(DType::kFloat32, {2, 16}); },
+        [](Arguments& x) { x.columns.order = Tensor(DType::kFloat32, {3, 16}); },
         order + "dtype int32, got float32");
     m.expect(
         &Arguments::sparse,
@@ -39,7 +39,7 @@ void orders(testing::Tests& tests) {
         order + "device cpu as q, got cuda:0");
     m.expect(
         &Arguments::sparse,
-        [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {2, 32}).slice(1, 0, 16); },
+        [](Arguments& x) { x.columns.order = Tensor(DType::kInt32, {3, 32}).slice(1, 0, 16); },
         order + "a contiguous array, got strides [32, 1]");
     m.expect(
         &Arguments::sparse,

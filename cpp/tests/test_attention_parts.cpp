@@ -9,88 +9,22 @@ namespace {
 
 using chipmunk::Context;
 using testing::close;
+using testing::column_sums;
 using testing::DType;
 using testing::kInf;
 using testing::kNan;
 using testing::Layout;
 using testing::Part;
+using testing::Problem;
+using testing::Shape;
+using testing::Sums;
 using testing::Tensor;
-
-struct Shape {
-  int64_t batch, query_heads, kv_heads, queries, keys, head_dim;
-  int32_t query_group;
-  int64_t groups() const { return (queries + query_group - 1) / query_group; }
-};
+using testing::wrong_sums;
 
 constexpr Shape kShapes[] = {
     {1, 2, 1, 200, 150, 64, 192}, {2, 3, 3, 65, 70, 40, 64},   {1, 2, 2, 300, 129, 128, 256},
     {2, 2, 1, 1, 1, 8, 7},        {1, 1, 1, 450, 65, 96, 400},
 };
-
-struct Problem {
-  Tensor q, k, v;
-  float scale;
-  Problem(const Shape& s, DType dtype, Layout layout, std::mt19937& random)
-      : q(testing::make_rows(dtype, s.batch, s.query_heads, s.queries, s.head_dim, layout)),
-        k(testing::make_rows(dtype, s.batch, s.kv_heads, s.keys, s.head_dim, layout)),
-        v(testing::make_rows(dtype, s.batch, s.kv_heads, s.keys, s.head_dim, layout)),
-        scale(1.0f / std::sqrt(static_cast<float>(s.head_dim))) {
-    q.fill_normal(random);
-    k.fill_normal(random);
-    v.fill_normal(random);
-  }
-};
-
-struct Sums {
-  Part part;
-  Tensor sums;  // [batch, query_heads, groups, keys]
-};
-
-Sums column_sums(const Problem& problem, const Shape& s, const Tensor* reference, DType sums_dtype,
-                 Layout layout = Layout::kContiguous) {
-  Sums got{Part(problem.q.dtype(), s.batch, s.query_heads, s.queries, s.head_dim, layout),
-           testing::make_rows(sums_dtype, s.batch, s.query_heads, s.groups(), s.keys, layout)};
-  got.sums.fill(123.0);
-  chipmunk::dense_attention_column_sums(
-      problem.q, problem.k, problem.v, reference != nullptr ? &reference->view() : nullptr,
-      s.query_group, problem.scale, got.part.part(), got.sums, Context{});
-  return got;
-}
-
-// Entries of `got` that differ from the sums relative to `reference`, or the exact lse if null.
-int64_t wrong_sums(const Problem& problem, const Shape& s, const Tensor* reference,
-                   const Tensor& got) {
-  const std::vector<int64_t> all = testing::all_columns(s.keys);
-  const testing::Expected attention{testing::Values(problem.q), testing::Values(problem.k),
-                                    testing::Values(problem.v), problem.scale};
-  int64_t wrong = 0;
-  for (int64_t b = 0; b < s.batch; ++b) {
-    for (int64_t h = 0; h < s.query_heads; ++h) {
-      for (int64_t g = 0; g < s.groups(); ++g) {
-        std::vector<double> sums(static_cast<size_t>(s.keys), 0.0);
-        double largest = 0.0;  // exponent: what the rounding of scores and references scales with
-        const int64_t end = std::min(s.queries, (g + 1) * s.query_group);
-        for (int64_t i = g * s.query_group; i < end; ++i) {
-          const double lse =
-              reference != nullptr ? reference->get({b, h, i}) : attention.row(b, h, i, all).lse;
-          if (std::isinf(lse)) continue;
-          for (int64_t j = 0; j < s.keys; ++j) {
-            const double score = attention.score(b, h, i, j);
-            sums[static_cast<size_t>(j)] += std::exp(score - lse);
-            largest = std::max({largest, std::fabs(score), std::fabs(lse)});
-          }
-        }
-        for (int64_t j = 0; j < s.keys; ++j) {
-          const double expected = sums[static_cast<size_t>(j)];
-          const double tolerance = testing::half_ulp(expected, got.dtype()) * 1.01 +
-                                   4e-7 * (4.0 + largest) * std::fabs(expected);
-          wrong += !close(got.get({b, h, g, j}), expected, tolerance);
-        }
-      }
-    }
-  }
-  return wrong;
-}
 
 bool close_parts(const Part& got, const Part& expected, double tolerance) {
   for (int64_t i = 0; i < expected.lse.view().numel(); ++i) {
@@ -121,7 +55,8 @@ void sums(testing::Tests& tests) {
                                     Context{});
 
           const Sums exact = column_sums(problem, s, nullptr, DType::kFloat32, layout);
-          tests.check(wrong_sums(problem, s, nullptr, exact.sums) == 0, "exact, " + name);
+          tests.check(wrong_sums(problem, s.query_group, nullptr, exact.sums) == 0,
+                      "exact, " + name);
           tests.check(close_parts(exact.part, plain, roundings(2, dtype)),
                       "attention, exact, " + name);
 
@@ -131,7 +66,8 @@ void sums(testing::Tests& tests) {
           if (s.queries > 2) given.lse.set({0, 0, s.queries - 1}, -kInf);
           for (const DType sums_dtype : {DType::kFloat32, DType::kBFloat16}) {
             const Sums got = column_sums(problem, s, &given.lse, sums_dtype, layout);
-            tests.check(wrong_sums(problem, s, &given.lse, got.sums) == 0, "given, " + name);
+            tests.check(wrong_sums(problem, s.query_group, &given.lse, got.sums) == 0,
+                        "given, " + name);
             tests.check(got.part.out.same_bits(plain.out) && got.part.lse.same_bits(plain.lse),
                         "attention has dense_attention's bits, given, " + name);
           }
@@ -158,9 +94,9 @@ void sums(testing::Tests& tests) {
     for (int64_t i = 0; i < s.queries; ++i) problem.q.set({0, 0, i, 0}, 64.0);
     for (int64_t j = 0; j < s.keys; ++j) problem.k.set({0, 0, j, 0}, 512.0);
     const Sums exact = column_sums(problem, s, nullptr, DType::kFloat32);
-    tests.check(wrong_sums(problem, s, nullptr, exact.sums) == 0, "exact");
+    tests.check(wrong_sums(problem, s.query_group, nullptr, exact.sums) == 0, "exact");
     const Sums given = column_sums(problem, s, &exact.part.lse, DType::kFloat32);
-    tests.check(wrong_sums(problem, s, &exact.part.lse, given.sums) == 0, "given");
+    tests.check(wrong_sums(problem, s.query_group, &exact.part.lse, given.sums) == 0, "given");
   });
   tests.add("NaN and infinite rows: which sums they reach", [&] {
     std::mt19937 random(4);
@@ -179,7 +115,8 @@ void sums(testing::Tests& tests) {
     for (int64_t d = 0; d < 16; ++d) problem.q.set({0, 0, 5, d}, d == 0 ? kInf : 0.0);
     for (int64_t j = 0; j < s.keys; ++j) problem.k.set({0, 0, j, 0}, 1.0);
     const Sums got = column_sums(problem, s, nullptr, DType::kFloat32);
-    tests.check(wrong_sums(problem, s, nullptr, got.sums) == 0, "an lse of inf counts 0");
+    tests.check(wrong_sums(problem, s.query_group, nullptr, got.sums) == 0,
+                "an lse of inf counts 0");
     tests.check(got.part.lse.get({0, 0, 5}) == kInf, "lse");
     tests.check(std::isnan(got.part.out.get({0, 0, 5, 1})), "out");
   });
@@ -255,18 +192,9 @@ void algebra(testing::Tests& tests) {
         chipmunk::merge_attention(a.part(), b.part(), got.part(), Context{});
         int64_t wrong = 0;
         for (int64_t i = 0; i < n; ++i) {
-          const double x = a.lse.get({0, 0, i}), y = b.lse.get({0, 0, i});
-          const bool has_nan = std::isnan(x) || std::isnan(y);
-          const bool has_inf = x == kInf || y == kInf;
-          const double lse = has_nan ? kNan : has_inf ? kInf : testing::expected_merged_lse(x, y);
-          wrong += !close(got.lse.get({0, 0, i}), lse, testing::lse_tolerance(lse));
-          for (int64_t d = 0; d < head_dim; ++d) {
-            double out = 0.0;
-            if (x != -kInf) out += std::exp(x - lse) * a.out.get({0, 0, i, d});
-            if (y != -kInf) out += std::exp(y - lse) * b.out.get({0, 0, i, d});
-            wrong +=
-                !close(got.out.get({0, 0, i, d}), out, testing::out_tolerance(out, 3.0, dtype));
-          }
+          const testing::ExpectedRow expected =
+              testing::expected_merge(a.row(0, 0, i), b.row(0, 0, i));
+          wrong += testing::differences(got.row(0, 0, i), expected, dtype);
         }
         tests.check(wrong == 0, std::string("merge ") + chipmunk::name_of(dtype));
       }
@@ -296,20 +224,19 @@ void algebra(testing::Tests& tests) {
       }
       chipmunk::rest_of_attention(whole.part(), selected.part(), got.part(), Context{});
       for (int64_t i = 0; i < n; ++i) {
-        const double w = std::exp(selected.lse.get({0, 0, i}) - whole.lse.get({0, 0, i}));
-        const double left = -std::expm1(selected.lse.get({0, 0, i}) - whole.lse.get({0, 0, i}));
-        const double lse = rows[i].expected == 0       ? -kInf
-                           : rows[i].selected == -kInf ? rows[i].whole
-                                                       : rows[i].whole + std::log(left);
+        const testing::ExpectedRow row =
+            testing::expected_rest(whole.row(0, 0, i), selected.row(0, 0, i), epsilon);
         const double got_lse = got.lse.get({0, 0, i});
         // 1 - w is only as good as the float32 difference of the two: epsilon / 32 is 2^-28.
         if (dtype != DType::kFloat32 || rows[i].whole != 0.0) {
-          tests.check(close(got_lse, lse, testing::lse_tolerance(lse)), std::to_string(got_lse));
+          tests.check(close(got_lse, row.lse, testing::lse_tolerance(row.lse)),
+                      std::to_string(got_lse));
         }
         for (int64_t d = 0; d < 16; ++d) {
-          const double o = whole.out.get({0, 0, i, d}), s = selected.out.get({0, 0, i, d});
-          double expected = rows[i].expected == 0 ? 0.0 : o;
-          if (rows[i].expected == 2) expected += (o - s) * w / left;
+          const double o = whole.out.get({0, 0, i, d});
+          const double expected = row.out[static_cast<size_t>(d)];
+          tests.check((expected == 0.0) == (rows[i].expected == 0), "nothing left");
+          tests.check((expected == o) == (rows[i].expected == 1), "whole's out");
           tests.check(close(got.out.get({0, 0, i, d}), expected,
                             testing::half_ulp(expected, dtype) * 1.01 +
                                 1e-5 * std::fabs(expected - o) + 1e-6),

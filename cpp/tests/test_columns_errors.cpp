@@ -186,7 +186,7 @@ void add_message_tests(testing::Tests& tests) {
   tests.add("an order to fill: messages", [=, &tests] {
     const Tensor mask(DType::kBool, {2, 3, 6});
     const Lists lists({2, 3}, 4);
-    const Tensor right(DType::kInt32, {2, 6});
+    const Tensor right(DType::kInt32, {3, 6});
     // What is said after `change` has been made to right arguments.
     const auto message = [&](auto&& change) {
       TensorView changed_mask = mask;
@@ -198,8 +198,8 @@ void add_message_tests(testing::Tests& tests) {
     };
     using V = TensorView;
     using L = ColumnLists;
-    expect(message([](V&, L& l) { l.order = Tensor(DType::kInt32, {2, 3}); }),
-           "columns_from_mask: columns.order: expected shape [2, lists=6], got [2, 3]");
+    expect(message([](V&, L& l) { l.order = Tensor(DType::kInt32, {3, 3}); }),
+           "columns_from_mask: columns.order: expected shape [3, lists=6], got [3, 3]");
     expect(message([](V&, L& l) { l.order->read_only = true; }),
            "columns_from_mask: columns.order: expected a writable array, got a read-only one");
     expect(message([](V& m, L& l) { m.data = l.order->data; }),
@@ -296,7 +296,8 @@ void add_order_tests(testing::Tests& tests) {
     Lists lists({4}, 2);
     lists.counts.fill(0);
     const auto expect = [&](std::initializer_list<int> entries, const std::string& expected) {
-      const Tensor order(DType::kInt32, {2, 4});
+      const Tensor order(DType::kInt32, {3, 4});
+      order.fill(-1);
       int64_t i = 0;
       for (const int entry : entries) order.set_flat(i++, entry);
       ColumnLists columns = lists.lists();
@@ -307,16 +308,36 @@ void add_order_tests(testing::Tests& tests) {
           expected.empty() ? "" : "validate_columns: columns.order: expected " + expected;
       tests.check(got == message, "expected '" + message + "', got '" + got + "'");
     };
-    expect({-1, 7, 7, 7, 7, 7, 7, 7}, "");  // as they come
-    expect({2, 0, -1, -1, 1, -1, 3, -1}, "");
-    expect({0, 1, 2, 3, -1, -1, -1, -1}, "");
-    expect({3, -1, -1, -1, -1, 0, 1, 2}, "");
-    expect({2, 4, -1, -1, 1, -1, 3, -1}, "lists from 0 to 4, exclusive, or -1, got 4 at [0, 1]");
-    expect({2, 0, -1, -1, -2, -1, 3, -1}, "lists from 0 to 4, exclusive, or -1, got -2 at [1, 0]");
-    expect({2, 0, -1, -1, 1, -1, 3, 2}, "every list once, got 2 once more at [1, 3]");  // a cycle
-    expect({2, 3, -1, -1, 1, -1, 3, -1}, "every list once, got 3 once more at [0, 1]");
-    expect({2, 0, -1, -1, -1, -1, 3, -1}, "every list once, got none for list 1");
-    expect({2, 0, -1, 1, -1, -1, 3, -1}, "no first list after a -1, got 1 at [0, 3]");
+    // Links of whole lists, of first parts and of second ones.
+    const auto whole = [](int list) { return 4 * list; };
+    const auto first = [](int list) { return 4 * list + 1; };
+    const auto second = [](int list) { return 4 * list + 2; };
+    const int a = whole(0), b = whole(1), c = whole(2), d = whole(3);
+    const std::string links =
+        "links 4 * list + part with lists from 0 to 4, exclusive, and parts from 0 to 2, or -1, "
+        "got ";
+    expect({-1, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7}, "");  // as they come
+    expect({c, a, -1, -1, b, -1, d, -1}, "");
+    expect({a, b, c, d, -1, -1, -1, -1}, "");
+    expect({d, -1, -1, -1, -1, a, b, c}, "");
+    expect({a, second(3), c, -1, b, -1, first(3), -1}, "");
+    expect({a, first(3), -1, -1, b, -1, -1, second(2), -1, -1, first(2), -1},
+           "parts behind whole lists, second ones last, got 9 at [2, 2]");
+    expect({c, 16, -1, -1, b, -1, d, -1}, links + "16 at [0, 1]");
+    expect({c, 3, -1, -1, b, -1, d, -1}, links + "3 at [0, 1]");
+    expect({c, a, -1, -1, -2, -1, d, -1}, links + "-2 at [1, 0]");
+    expect({c, a, -1, -1, b, -1, d, c}, "every list once, got 8 at [1, 3]");  // a cycle
+    expect({c, d, -1, -1, b, -1, d, -1}, "every list once, got 12 at [0, 1]");
+    expect({c, a, -1, -1, -1, -1, d, -1},
+           "every list once, whole or in both parts, got another number of times list 1");
+    expect({c, a, -1, -1, first(1), -1, d, -1},
+           "every list once, whole or in both parts, got another number of times list 1");
+    expect({c, a, second(3), -1, b, -1, d, -1},
+           "every list once, whole or in both parts, got another number of times list 3");
+    expect({c, first(0), b, -1, -1, -1, b, -1}, "every list once, got 4 at [1, 2]");
+    expect({first(0), -1, -1, -1, b},
+           "parts behind whole lists, second ones last, got 4 at [1, 0]");
+    expect({c, a, -1, b, -1, -1, d, -1}, "no first link after a -1, got 4 at [0, 3]");
   });
 }
 

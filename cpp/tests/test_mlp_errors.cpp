@@ -144,10 +144,10 @@ void add_message_tests(testing::Tests& tests) {
                                          a.delta, Context{});
            }),
            "column_sparse_fc1: x: float32 on cuda:0; the CUDA kernels take bfloat16 and float16");
-    expect(message([&](A& a) { a.columns.order = i32({2, 3}); }),
-           "column_sparse_fc1: columns.order: expected shape [2, lists=4], got [2, 3]");
+    expect(message([&](A& a) { a.columns.order = i32({3, 3}); }),
+           "column_sparse_fc1: columns.order: expected shape [3, lists=4], got [3, 3]");
     expect(message([&](A& a) {
-             a.columns.order = i32({2, 4});
+             a.columns.order = i32({3, 4});
              a.columns.order->data = a.cache.data;
            }),
            "column_sparse_fc1: activation_cache: expected memory apart from columns.order, got "

@@ -15,18 +15,20 @@ namespace chipmunk {
 //
 // `order` is a schedule: which multiprocessor takes which lists, so that lists of unequal length
 // are done at about the same time. Results never depend on it, bit for bit. Lists are numbered in
-// row-major order over the shape of `counts`; -1 is none.
-//   row 0  entry m: the first list of multiprocessor m. After the last of them all entries are -1.
+// row-major order over the shape of `counts`. A link is 4 * list + part, where part 0 is the whole
+// list, 1 the first 128 rows of its group, 2 the rows behind them; -1 is none.
+//   row 0  entry m: the first link of multiprocessor m. After the last of them all entries are -1.
 //          An entry 0 of -1 means that lists are taken as they come
-//   row 1  entry i: the list that follows list i on its multiprocessor
-// Together the multiprocessors take every list exactly once. `select_columns` and
-// `columns_from_mask` fill an order that they are given; on the CPU they fill it with -1, and no op
-// reads it there.
+//   row 1  entry i: the link behind list i, or behind its part 1
+//   row 2  entry i: the link behind part 2 of list i
+// Together the multiprocessors take every list once, whole or in both parts; on each, parts come
+// behind whole lists, second parts last. `select_columns` and `columns_from_mask` fill an order that
+// they are given; on the CPU they fill it with -1, and no op reads it there.
 struct ColumnLists {
   TensorView indices;                    // [*lead, groups, capacity] int32
   TensorView counts;                     // [*lead, groups] int32
   int32_t query_group = 192;             // rows
-  std::optional<TensorView> order = {};  // [2, lists] int32, contiguous, on the lists' device
+  std::optional<TensorView> order = {};  // [3, lists] int32, contiguous, on the lists' device
 };
 
 // How `select_columns` chooses. Exactly one of the first four is set. Those per list broadcast to
@@ -55,7 +57,7 @@ struct ColumnSelection {
 // All numbers are clamped to n, max_count and the lists' capacity. Columns are drawn from those not
 // taken by rank: the ones with the smallest splitmix64(splitmix64(seed) ^ (row << 32 | column)).
 // Lists are ascending; entries past the count are unspecified. `columns.order` is filled if given,
-// `columns.query_group` is not used.
+// `columns.query_group` serves the order.
 //   scores   [*lead, groups, n] float32, bfloat16 or float16
 //   always   broadcastable to scores, bool (strides may be 0), or null
 // Throws InvalidArgument for arguments that do not fit together, Unsupported for scores on a GPU

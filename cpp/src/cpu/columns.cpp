@@ -10,6 +10,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "params/column_order.h"
 
 namespace chipmunk::cpu {
 namespace {
@@ -246,7 +247,7 @@ void select_columns(const SelectColumnsParams& params, int threads) {
 
 // Here lists are taken as they come: threads that are done take the next one.
 void order_lists(const ColumnOrderParams& params, int) {
-  std::fill_n(params.order, 2 * params.lists, -1);
+  std::fill_n(params.order, kOrderRows * params.lists, kNoLink);
 }
 
 void columns_from_mask(const ColumnsMaskParams& params, int threads) {

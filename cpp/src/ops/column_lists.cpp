@@ -1,4 +1,5 @@
 #include "ops/column_lists.h"
+#include "params/column_order.h"
 
 #include <string>
 
@@ -46,8 +47,8 @@ void check_lists_memory(const ArgChecker& check, const ColumnLists& columns, std
   if (!columns.order) return;
   const TensorView& order = *columns.order;
   const int64_t lists = columns.counts.numel();
-  if (order.rank != 2 || order.shape[0] != 2 || order.shape[1] != lists) {
-    check.fail("columns.order", "shape [2, lists=" + std::to_string(lists) + "]", to_string(order));
+  if (order.rank != 2 || order.shape[0] != kOrderRows || order.shape[1] != lists) {
+    check.fail("columns.order", "shape [3, lists=" + std::to_string(lists) + "]", to_string(order));
   }
   check.dtype("columns.order", order, {DType::kInt32});
   check.same_device("columns.order", order, other, device);

@@ -1,6 +1,7 @@
 #include "chipmunk_kernels/columns.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "ops/column_lists.h"
 #include "ops/cuda_limits.h"
 #include "ops/dispatch.h"
+#include "params/column_order.h"
 
 namespace chipmunk {
 namespace {
@@ -163,6 +165,7 @@ void make_order(const ColumnLists& columns, const Context& context) {
   const ColumnOrderParams params{.counts = rows_of(columns.counts, false),
                                  .lists = columns.counts.numel(),
                                  .capacity = columns.indices.shape[columns.indices.rank - 1],
+                                 .query_group = columns.query_group,
                                  .order = static_cast<int32_t*>(columns.order->data)};
   run_on(columns.counts.device, context, params, cpu::order_lists, cuda::order_lists);
 }
@@ -177,45 +180,48 @@ std::string row_position(const TensorView& counts, int64_t row) {
   return to_string(position);
 }
 
-// Every list is on one chain from the heads, which lead the first row.
+// Every list is on one chain from the first links, whole or in its two parts, and the tiles of a
+// chain have ever fewer rows.
 void validate_order(const ArgChecker& check, const TensorView& order) {
   const int64_t lists = order.shape[1];
-  const auto* heads = static_cast<const int32_t*>(order.data);
-  const int32_t* next = heads + lists;
-  if (lists == 0 || heads[0] == -1) return;  // as they come
-  const auto entry = [](int64_t row, int64_t i) {
+  const auto* links = static_cast<const int32_t*>(order.data);
+  if (lists == 0 || links[0] == kNoLink) return;  // as they come
+  const auto fail = [&](const std::string& expected, int32_t link, int64_t row, int64_t list) {
     TensorView at;
     at.rank = 2;
-    at.shape = {row, i};
-    return to_string(at);
+    at.shape = {row, list};
+    check.fail("columns.order", expected, std::to_string(link) + " at " + to_string(at));
   };
-  std::vector<bool> taken(static_cast<size_t>(lists));
-  const auto take = [&](int32_t list, int64_t row, int64_t i) {
-    if (list < 0 || list >= lists) {
-      check.fail("columns.order", "lists from 0 to " + std::to_string(lists) + ", exclusive, or -1",
-                 std::to_string(list) + " at " + entry(row, i));
+  std::vector<std::array<bool, 3>> taken(static_cast<size_t>(lists));
+  // Follows the link at [row, list], and those behind it.
+  const auto follow = [&](int64_t row, int64_t list) {
+    ListPart before = ListPart::kWhole;
+    for (int32_t link; (link = links[row * lists + list]) != kNoLink;) {
+      if (link < 0 || list_of(link) >= lists || link % 4 == 3) {
+        fail("links 4 * list + part with lists from 0 to " + std::to_string(lists) +
+                 ", exclusive, and parts from 0 to 2, or -1",
+             link, row, list);
+      }
+      if (part_of(link) < before) fail("parts behind whole lists, second ones last", link, row, list);
+      before = part_of(link);
+      bool& mine = taken[static_cast<size_t>(list_of(link))][static_cast<size_t>(before)];
+      if (mine) fail("every list once", link, row, list);
+      mine = true;
+      row = order_row_behind(before);
+      list = list_of(link);
     }
-    if (taken[static_cast<size_t>(list)]) {
-      check.fail("columns.order", "every list once",
-                 std::to_string(list) + " once more at " + entry(row, i));
-    }
-    taken[static_cast<size_t>(list)] = true;
   };
-  int64_t head = 0;
-  for (; head < lists && heads[head] != -1; ++head) {
-    take(heads[head], 0, head);
-    for (int32_t list = heads[head]; next[list] != -1; list = next[list]) take(next[list], 1, list);
+  int64_t first = 0;
+  for (; first < lists && links[first] != kNoLink; ++first) follow(0, first);
+  for (; first < lists; ++first) {
+    if (links[first] != kNoLink) fail("no first link after a -1", links[first], 0, first);
   }
-  for (; head < lists; ++head) {
-    if (heads[head] != -1) {
-      check.fail("columns.order", "no first list after a -1",
-                 std::to_string(heads[head]) + " at " + entry(0, head));
+  for (int64_t list = 0; list < lists; ++list) {
+    const auto& [whole, first_part, second_part] = taken[static_cast<size_t>(list)];
+    if (whole ? first_part || second_part : !first_part || !second_part) {
+      check.fail("columns.order", "every list once, whole or in both parts",
+                 "another number of times list " + std::to_string(list));
     }
-  }
-  const auto left = std::find(taken.begin(), taken.end(), false);
-  if (left != taken.end()) {
-    check.fail("columns.order", "every list once",
-               "none for list " + std::to_string(left - taken.begin()));
   }
 }
 

@@ -12,7 +12,7 @@ namespace chipmunk {
 struct ColumnListsParams {
   View<int32_t, 3> indices;  // [batch, heads, groups] of [capacity]
   View<int32_t, 3> counts;   // [batch, heads, groups]
-  const int32_t* order;      // [2, lists], contiguous (ColumnLists in columns.h); null: none
+  const int32_t* order;      // [3, lists], contiguous (column_order.h); null: none
   int64_t groups;
   int64_t capacity;
   int32_t query_group;
@@ -73,7 +73,8 @@ struct ColumnOrderParams {
   Rows counts;  // int32 [lists]
   int64_t lists;
   int64_t capacity;  // of the lists; a greater count stands for it
-  int32_t* order;    // [2, lists], contiguous
+  int32_t query_group;
+  int32_t* order;  // [3, lists], contiguous (column_order.h)
 
   constexpr bool empty() const { return lists == 0; }
 };

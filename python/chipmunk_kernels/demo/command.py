@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ..")
     parser.add_argument("--out", type=Path, default=Path("chipmunk_demo"), help="output folder")
     parser.add_argument("--no-controls", action="store_true", help="dense and column-sparse only")
-    parser.add_argument("--weights", type=Path, help="other weights, from bench/train_demo.py")
+    parser.add_argument("--weights", type=Path, help="other weights, from examples/train_demo.py")
 
 
 class OptionError(ValueError):
@@ -117,7 +117,7 @@ def load(
         if weights is None:
             raise
         raise OptionError(
-            f"demo: --weights: expected a file from bench/train_demo.py, got {weights} "
+            f"demo: --weights: expected a file from examples/train_demo.py, got {weights} "
             f"({type(error).__name__}: {error})"
         ) from error
 

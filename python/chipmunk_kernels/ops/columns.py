@@ -39,7 +39,7 @@ class ColumnLists:
     query_group: int = 192
     """Rows per group: 64, 128, 192 or 256; always 128 for the MLP."""
     order: Any = None
-    """None, or `[2, lists]` int32: a schedule that `select_columns` and `columns_from_mask` make
+    """None, or `[3, lists]` int32: a schedule that `select_columns` and `columns_from_mask` make
     for lists on a CUDA device, so that attention takes no longer for lists of unequal length. It
     costs or saves time and never changes a result."""
 
@@ -182,6 +182,7 @@ def select_columns(
         max_count=max_count,
         random_fraction=_fraction(op.name, "random_fraction", random_fraction),
         seed=None if seed is None else _signed(integer(op.name, "seed", seed)),
+        query_group=lists.query_group,
         indices=lists.indices,
         counts=lists.counts,
         order=lists.order,
@@ -216,7 +217,13 @@ def columns_from_mask(
     capacity = _number_of_columns(op.name, "capacity", capacity)
     lists = _empty_lists(library, mask, capacity, query_group) if out is None else out
     require_lists(op.name, lists, "out")
-    args = op.arrange(mask=mask, indices=lists.indices, counts=lists.counts, order=lists.order)
+    args = op.arrange(
+        mask=mask,
+        query_group=lists.query_group,
+        indices=lists.indices,
+        counts=lists.counts,
+        order=lists.order,
+    )
     library.run(op, args)
     return _finished(library, lists)
 
@@ -285,7 +292,7 @@ def _empty_lists(library: ArrayLibrary, rows: Any, capacity: int, query_group: i
         library.empty((*lead, capacity), "int32", rows),
         library.empty(lead, "int32", rows),
         query_group,
-        library.empty((2, math.prod(lead)), "int32", rows) if library.has_order(rows) else None,
+        library.empty((3, math.prod(lead)), "int32", rows) if library.has_order(rows) else None,
     )
 
 

@@ -25,8 +25,9 @@ rest_of_attention(Tensor whole_out, Tensor whole_lse, Tensor selected_out, Tenso
     Tensor(a!) out, Tensor(b!) lse)
 select_columns(Tensor scores, Tensor? always, SymInt? count, Tensor? count_per_list, float? mass,
     Tensor? mass_per_list, SymInt min_count, SymInt? max_count, float random_fraction, SymInt? seed,
-    Tensor(a!) indices, Tensor(b!) counts, Tensor(c!)? order)
-columns_from_mask(Tensor mask, Tensor(a!) indices, Tensor(b!) counts, Tensor(c!)? order)
+    SymInt query_group, Tensor(a!) indices, Tensor(b!) counts, Tensor(c!)? order)
+columns_from_mask(Tensor mask, SymInt query_group, Tensor(a!) indices, Tensor(b!) counts,
+    Tensor(c!)? order)
 columns_to_mask(Tensor indices, Tensor counts, Tensor(a!) mask)
 column_sparse_fc1(Tensor x, Tensor w1, Tensor? b1, Tensor indices, Tensor counts, str activation,
     Tensor(a!) activation_cache, Tensor(b!) packed_delta)

@@ -3,15 +3,23 @@
 namespace chipmunk::cpu {
 namespace {
 
+inline float clamped(double x) {
+  return x > kHighest ? kHighest : x < -kHighest ? -kHighest : (float)x;
+}
+
 // Which queries count and with what factor. Exact: the weights of the second pass, divided by the
 // total. Given a reference: as a logarithm to base 2 that is rounded to float, and what the
-// rounding loses becomes the factor. Queries of an infinite reference do not count.
-inline void set_references(const AttentionTile& tile, const AttentionColumnSums& request,
+// rounding loses becomes the factor. An extreme one becomes the dot product next to it, the shift,
+// and the logarithm that is left: what rounding loses could not be a factor. Queries of an infinite
+// reference do not count. Returns whether there are shifts other than 0.
+inline bool set_references(const AttentionTile& tile, const AttentionColumnSums& request,
                            const TileScratch& scratch) {
+  bool has_shift = false;
   // The unit is rounded, too: scores and references must be off by the same factor.
   const double to_natural = natural_per_unit(unit_of(tile.softmax_scale), tile.softmax_scale);
   for (int i = 0; i < kTileQueries; ++i) {
     scratch.reference[i] = __builtin_inff();
+    scratch.shift[i] = 0.0f;
     scratch.factor[i] = 0.0f;
   }
   for (int i = 0; i < tile.queries; ++i) {
@@ -24,10 +32,20 @@ inline void set_references(const AttentionTile& tile, const AttentionColumnSums&
       const float given = request.reference_lse[i * request.reference_lse_stride];
       if (is_infinite(given)) continue;
       const double reference = given / to_natural;
+      if (__builtin_fabs(reference) >= kExtreme) {
+        const double scale = __builtin_fabs((double)tile.softmax_scale);
+        if (scale > 0.0) scratch.shift[i] = clamped(given / scale);
+        // A product of two floats is exact.
+        scratch.reference[i] = clamped((given - scratch.shift[i] * scale) / to_natural);
+        scratch.factor[i] = 1.0f;
+        has_shift = true;
+        continue;
+      }
       scratch.reference[i] = (float)reference;
       scratch.factor[i] = __builtin_exp2f((float)((double)scratch.reference[i] - reference));
     }
   }
+  return has_shift;
 }
 
 template <int W>
@@ -48,6 +66,23 @@ inline void add_lanes(const float* lanes, int n, float* sums) {
   }
 }
 
+// Adds a block's exp(score - reference) to scratch.sums.
+template <int W>
+inline void panel_exponentials(const TileScratch& scratch, int first, int n, float unit,
+                               bool has_shift, const LaneFactors<W>& factors) {
+  Vf reference[W], shift[W];
+  load_vectors(scratch.reference + first * kLanes, reference);
+  if (__builtin_expect(has_shift, 0)) {
+    load_vectors(scratch.shift + first * kLanes, shift);
+    block_add_exponentials<W>(
+        scratch.s, n, [&](Vf s, int w) { return (s - shift[w]) * unit - reference[w]; }, factors,
+        scratch.sums);
+  } else {
+    block_add_exponentials<W>(
+        scratch.s, n, [&](Vf s, int w) { return s * unit - reference[w]; }, factors, scratch.sums);
+  }
+}
+
 // Two passes where the reference is the exact one: the first finds maxima and totals, the second
 // has them at hand, so that its weights serve both results.
 template <class Type>
@@ -58,7 +93,7 @@ void attend_and_sum(const AttentionTile& tile, const AttentionColumnSums& reques
   clear(tile, scratch);
   const bool exact = request.reference_lse == nullptr;
   if (exact) sum_weights<Type>(tile, scratch);
-  set_references(tile, request, scratch);
+  const bool has_shift = set_references(tile, request, scratch);
   const float unit = unit_of(tile.softmax_scale);
   const float *keys[kBlock], *values[kBlock];
   for (int64_t column = 0; column < tile.count; column += kBlock) {
@@ -73,15 +108,16 @@ void attend_and_sum(const AttentionTile& tile, const AttentionColumnSums& reques
       if (exact) {
         // `largest` is final, so these weights serve both results: no rounded lse in between.
         Vf total[W];
-        for (int w = 0; w < W; ++w) {
-          reference[w] = SoftmaxReference::of(largest[w], unit);
-          decay[w] = broadcast(1.0f);
+        for (int w = 0; w < W; ++w) reference[w] = SoftmaxReference::of(largest[w], unit);
+        if (__builtin_expect(SoftmaxReference::extreme(reference), 0)) {
+          extreme_weights<W>(scratch.s, n, unit, largest, largest, decay, total);
+        } else {
+          ordinary_weights<W>(scratch.s, n, unit, reference, total);
         }
-        block_weights<W>(scratch.s, n, unit, reference, total);
+        for (int w = 0; w < W; ++w) decay[w] = broadcast(1.0f);
         block_add_weights<W>(scratch.s, n, factors, scratch.sums);
       } else {
-        load_vectors(scratch.reference + first * kLanes, reference);
-        block_add_exponentials<W>(scratch.s, n, unit, reference, factors, scratch.sums);
+        panel_exponentials<W>(scratch, first, n, unit, has_shift, factors);
         panel_weights<W>(scratch, first, n, unit, largest, decay);
       }
       block_times_values<W>(values, n, tile.head_dim, scratch.s, decay,

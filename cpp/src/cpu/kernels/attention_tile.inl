@@ -9,6 +9,7 @@ struct TileScratch {
   float* largest;    // [kTileQueries] running maximum of s
   float* total;      // [kTileQueries] sum of the weights
   float* reference;  // [kTileQueries] of the column sums, a logarithm to base 2
+  float* shift;      // [kTileQueries] of the column sums, subtracted from the dot products
   float* factor;     // [kTileQueries] of the column sums
   float* s;          // [kBlock][kPanelVectors * kLanes]
   float* sums;       // [kBlock][kLanes]
@@ -29,6 +30,7 @@ inline int64_t lay_out(TileScratch& scratch, float* memory, int32_t head_dim) {
   scratch.largest = take(kTileQueries);
   scratch.total = take(kTileQueries);
   scratch.reference = take(kTileQueries);
+  scratch.shift = take(kTileQueries);
   scratch.factor = take(kTileQueries);
   scratch.s = take(kBlock * kPanelVectors * kLanes);
   scratch.sums = take(kBlock * kLanes);
@@ -150,6 +152,16 @@ inline float merge_lse(float a, float b, float& share_a, float& share_b) {
   return high + __builtin_log1pf(a > b ? exp_b : exp_a);
 }
 
+// The same for an lse that is not rounded yet: the rounding of a large one would show in the
+// shares.
+inline float merge_exact_lse(double a, float b, float& share_a, float& share_b) {
+  const double inf = __builtin_inf();
+  const bool is_large = __builtin_fabs(a) >= 0x1p23 && __builtin_fabs(a) < inf;
+  if (!is_large || !(b < inf)) return merge_lse((float)a, b, share_a, share_b);
+  const double high = a > b ? a : b;
+  return (float)(high + merge_lse((float)(a - high), (float)(b - high), share_a, share_b));
+}
+
 // Writes lse and out from the sums over all columns.
 template <class Type>
 inline void finish(const AttentionTile& tile, const TileScratch& scratch) {
@@ -161,15 +173,17 @@ inline void finish(const AttentionTile& tile, const TileScratch& scratch) {
   }
   for (int i = 0; i < tile.queries; ++i) {
     const float total = scratch.total[i];
-    float lse = (float)(SoftmaxReference::natural(reference[i], unit, tile.softmax_scale) +
-                        (double)__builtin_logf(total));
+    const double natural =
+        SoftmaxReference::natural(reference[i], scratch.largest[i], unit, tile.softmax_scale);
+    const double own_lse = natural + (double)__builtin_logf(total);
+    float lse = (float)own_lse;
     // No score above -inf: 0, though a NaN or inf in v shows as in 0 * v unless there is a rest.
     factors.own[i] = total == 0.0f ? 0.0f : 1.0f / total;
     factors.has_own[i] = total != 0.0f || tile.rest_out == nullptr;
     if (tile.rest_out != nullptr) {
       const float rest_lse = tile.rest_lse[i * tile.rest_lse_stride];
       float share;
-      lse = merge_lse(lse, rest_lse, share, factors.rest[i]);
+      lse = merge_exact_lse(own_lse, rest_lse, share, factors.rest[i]);
       factors.own[i] *= share;
       factors.has_rest[i] = rest_lse != -__builtin_inff();
     }
@@ -219,8 +233,12 @@ inline void panel_weights(const TileScratch& scratch, int first, int n, float un
     reference[w] = SoftmaxReference::of(largest[w], unit);
     decay[w] = SoftmaxReference::decay(SoftmaxReference::of(before[w], unit), reference[w], unit);
   }
+  if (__builtin_expect(SoftmaxReference::extreme(reference), 0)) {
+    extreme_weights<W>(scratch.s, n, unit, before, largest, decay, block_total);
+  } else {
+    ordinary_weights<W>(scratch.s, n, unit, reference, block_total);
+  }
   exp2_together(decay);
-  block_weights<W>(scratch.s, n, unit, reference, block_total);
   for (int w = 0; w < W; ++w) total[w] = total[w] * decay[w] + block_total[w];
   store_vectors(scratch.largest + first * kLanes, largest);
   store_vectors(scratch.total + first * kLanes, total);

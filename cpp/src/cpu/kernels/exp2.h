@@ -13,9 +13,10 @@ inline constexpr float kLog2E = 1.44269504088896340736f;
 // with the least relative error on [-1/2, 1/2] (2e-9) among those that give 1 at 0.
 //
 // The vectors go step by step together: one after the other, each is a chain of 16 dependent
-// instructions, and few such chains fit into a core's scheduler.
+// instructions, and few such chains fit into a core's scheduler. Always inlined: a call would send
+// the vectors through memory.
 template <int N>
-inline void exp2_together(Vf (&x)[N]) {
+__attribute__((always_inline)) inline void exp2_together(Vf (&x)[N]) {
   const Vf shift = broadcast(0x1.8p23f + 127.0f);
   Vf n[N], p[N];
   for (Vf& v : x) v = max(broadcast(-127.0f), v);

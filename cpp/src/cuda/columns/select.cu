@@ -9,9 +9,9 @@
 
 #include "cuda/columns.h"
 #include "cuda/columns/mass.cuh"
+#include "cuda/columns/ordered_rows.cuh"
 #include "cuda/columns/radix_select.cuh"
 #include "cuda/columns/score_keys.cuh"
-#include "cuda/columns/ordered_rows.cuh"
 #include "cuda/host/device_info.h"
 #include "cuda/host/launch.h"
 

@@ -31,8 +31,7 @@ __device__ __forceinline__ uint32_t read_thread() {
 template <int kColumns>
 __device__ __forceinline__ auto accumulator_tensor(float (&words)[kColumns / 2]) {
   using namespace cute;
-  return make_tensor(&words[0],
-                     make_layout(Shape<Shape<_2, _2, Int<kColumns / 8>>, _1, _1>{}));
+  return make_tensor(&words[0], make_layout(Shape<Shape<_2, _2, Int<kColumns / 8>>, _1, _1>{}));
 }
 // Packed words as the operand A of a product over kColumns columns, 16 a step.
 template <class MmaElement, int kColumns>

@@ -59,12 +59,9 @@ struct Ring {
   __device__ __forceinline__ void commit(const Position& at) const { full[at.stage].arrive(); }
   // It is there when the cp.async copies that this thread has issued so far are.
   __device__ __forceinline__ void commit_copies(const Position& at) const {
-    cutlass::arch::cpasync_barrier_arrive_noinc(
-        reinterpret_cast<const uint64_t*>(&full[at.stage]));
+    cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<const uint64_t*>(&full[at.stage]));
   }
-  __device__ __forceinline__ void wait(const Position& at) const {
-    full[at.stage].wait(at.parity);
-  }
+  __device__ __forceinline__ void wait(const Position& at) const { full[at.stage].wait(at.parity); }
   __device__ __forceinline__ void release(const Position& at) const { empty[at.stage].arrive(); }
 };
 

@@ -64,9 +64,9 @@ inline constexpr float kMostWeight<__half> = 0x1p15f;
 // pass kMostWeight, so that its sum cannot vanish. It is at least -FLT_MAX: a score of -inf weighs
 // 0 whatever came before.
 //
-// A reference from kHuge on is no longer a good one: half an ulp of it is half an octave of weight
-// and more. A warp that meets one turns to exact weights, exp2(scale_log2 * (score - reference)),
-// whose reference is a score and not scaled. They cost one instruction a score more.
+// A reference from kHuge on is no longer a good one: half an ulp of it is an octave of weight and
+// more. A warp that meets one, or that raises one, turns to exact weights, exp2(scale_log2 * (score
+// - reference)), whose reference is a score and not scaled. They cost one instruction a score more.
 struct OnlineSoftmax {
   static constexpr float kHuge = 0x1p24f;
 
@@ -116,66 +116,58 @@ struct OnlineSoftmax {
     sum[1] += part[1];
   }
 
-  // Raises the reference to a tile's maximum before it is weighed; what was accumulated under the
-  // old one is to be multiplied by `factor`.
+  // Raises the reference to a tile's maximum before it is weighed, exactly from then on; what was
+  // accumulated under the old one is to be multiplied by `factor`.
   template <int kScores>
   __device__ void raise(const float (&scores)[kScores], float (&factor)[2]) {
     float tops[2];
     quad_max_of(scores, tops);
-    if (!exact) {
-      const float scaled[2] = {fmaxf(tops[0] * scale_log2, reference[0]),
-                               fmaxf(tops[1] * scale_log2, reference[1])};
-      exact = any_huge(scaled);
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const float score = fmaxf(fmaxf(tops[row], reference[row] / scale_log2), -FLT_MAX);
-        factor[row] = exp2_approximate(exact ? -fmaf(score, scale_log2, -reference[row])
-                                             : reference[row] - scaled[row]);
-        reference[row] = exact ? score : scaled[row];
-      }
-    } else {
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const float top = fmaxf(tops[row], reference[row]);
-        factor[row] = exp2_approximate((reference[row] - top) * scale_log2);
-        reference[row] = top;
-      }
+    for (int row = 0; row < 2; ++row) {
+      const float old = reference[row];
+      // Some 2^-22 of it off, which the factor knows; NaN where the scale is 0.
+      const float old_score = exact ? old : old * reciprocal_approximate(scale_log2);
+      const float score = fmaxf(fmaxf(tops[row], old_score), -FLT_MAX);
+      factor[row] =
+          exp2_approximate(exact ? (old - score) * scale_log2 : fmaf(-score, scale_log2, old));
+      if (old == -FLT_MAX) factor[row] = 0.0f;  // no score yet
+      reference[row] = score;
+      sum[row] *= factor[row];
     }
-    sum[0] *= factor[0];
-    sum[1] *= factor[1];
+    exact = true;
   }
 
   // Behind a tile's last weights, before `lse` and `merge`.
   __device__ void finish() { quad_sum(sum); }
 
-  // The natural logarithm of the sum of exponentials; `scale` is scale_log2 * ln 2. -inf for a sum
-  // of 0: every score was -inf. Any other sum holds a weight of some 1.
-  __device__ float lse(int row, float scale) const {
-    return fmaf(reference[row], exact ? scale : kLn2, kLn2 * log2_approximate(sum[row]));
+  // What the reference counts in, as a natural logarithm; `scale` is scale_log2 * ln 2.
+  __device__ float unit(float scale) const { return exact ? scale : kLn2; }
+  // The natural logarithm of a row's sum of exponentials. -inf for a sum of 0: every score was
+  // -inf. Any other sum holds a weight of some 1.
+  __device__ static float lse(float reference, float sum, float unit) {
+    return fmaf(reference, unit, kLn2 * log2_approximate(sum));
   }
 
-  // What a row of the result takes of the accumulated output and of a rest's, and their lse.
-  struct Shares {
-    float own, rest, lse;
-  };
-  __device__ Shares alone(int row, float scale) const {
-    return {reciprocal_of_sum(sum[row]), 0.0f, lse(row, scale)};
-  }
-  // A rest whose sum of exponentials is exp(rest_lse), -inf for none.
-  __device__ Shares merge(int row, float rest_lse, float scale) const {
-    // In units of which the result's lse has `unit`: octaves, or in exact mode its own.
-    const float unit = exact ? 1.0f : kLn2;
-    const float octaves = exact ? kLog2E : 1.0f;
-    const float mine = exact ? lse(row, scale) : reference[row];
-    const float my_sum = exact ? (sum[row] == 0.0f ? 0.0f : 1.0f) : sum[row];
-    const float theirs = exact ? rest_lse : rest_lse * kLog2E;
+  // Takes in a rest whose sum of exponentials is exp(rest_lse), -inf for none: what the row of the
+  // result takes of the output accumulated so far, and of the rest's. `unit` is then 1 where
+  // weights are exact.
+  __device__ void merge(int row, float rest_lse, float scale, float& own, float& rest) {
+    float mine = reference[row], theirs = rest_lse * kLog2E, octaves = 1.0f, normal = 1.0f;
+    if (exact) {
+      mine = lse(reference[row], sum[row], scale);
+      theirs = rest_lse;
+      octaves = kLog2E;
+      normal = reciprocal_of_sum(sum[row]);
+      sum[row] = sum[row] == 0.0f ? 0.0f : 1.0f;
+    }
     const float top = fmaxf(fmaxf(mine, theirs), -FLT_MAX);
-    const float own = exp2_approximate((mine - top) * octaves);
-    const float rest = exp2_approximate((theirs - top) * octaves);
-    const float both = fmaf(my_sum, own, rest);
-    const float reciprocal = reciprocal_of_sum(both);
-    return {(exact ? own * reciprocal_of_sum(sum[row]) : own) * reciprocal, rest * reciprocal,
-            fmaf(top, unit, kLn2 * log2_approximate(both))};
+    own = exp2_approximate((mine - top) * octaves);
+    rest = exp2_approximate((theirs - top) * octaves);
+    sum[row] = fmaf(sum[row], own, rest);
+    reference[row] = top;
+    const float reciprocal = reciprocal_of_sum(sum[row]);
+    own *= reciprocal * normal;
+    rest *= reciprocal;
   }
 
  private:

@@ -28,8 +28,7 @@ template <int kSteps, Start kStart, class Mma, class A, class B, class C>
 __device__ __forceinline__ void start_product(Mma mma, const A& a, const B& b, C&& c) {
   using cute::_;
   cute::warpgroup_arrive();
-  mma.accumulate_ =
-      kStart == Start::kZero ? cute::GMMA::ScaleOut::Zero : cute::GMMA::ScaleOut::One;
+  mma.accumulate_ = kStart == Start::kZero ? cute::GMMA::ScaleOut::Zero : cute::GMMA::ScaleOut::One;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
     cute::gemm(mma, a(_, _, k), b(_, _, k), c);

@@ -31,19 +31,21 @@ class Consumer {
 
   __device__ __forceinline__ void run() {
     if (kTurns && w == 0) named_arrive(kTurn, 256);
-    while (skip_to_own_tile()) {
-      if (n_ > 0 && thread() == 0) ask_for_queries<Traits>(p, shared, shared.work[n_], w);
-      wait_for_queries();
+    if (wait_for_work(0) == 0) return;
+    if (w < shared.work[0].warpgroups) {
+      wait_for_queries(0);
       wait_for_k();
       products_.start_qk(w, slot_.stage);
-      do {
-        if constexpr (Traits::kOverlapped) {
-          run_tile_overlapped();
-        } else {
-          run_tile_in_turns();
-        }
-      } while (last_ == 0);
+      if constexpr (Traits::kOverlapped) {
+        run_tiles_overlapped();
+      } else {
+        run_tiles_in_turns();
+      }
+    } else {
+      leave_tile();
     }
+    // A CTA's tiles have ever fewer rows: the rest of them has none of this warpgroup.
+    for (release_work(); wait_for_work(n_) > 0; release_work()) leave_tile();
     wait_for_stores();  // shared memory outlives the copies
   }
 
@@ -51,44 +53,57 @@ class Consumer {
   static constexpr int kKeys = Traits::kKeys;
   static constexpr bool kTurns = Traits::kWarpgroups > 1 && !Traits::kOverlapped;
 
-  __device__ __forceinline__ void run_tile_in_turns() {
-    OnlineSoftmax softmax;
-    int32_t left = begin_tile(softmax);
+  // The CTA's tiles up to the last that has rows of this warpgroup. The first product of each is
+  // under way when its turn comes.
+  __device__ __forceinline__ void run_tiles_in_turns() {
+    while (true) {
+      OnlineSoftmax softmax;
+      int32_t left = begin_tile(softmax);
 #pragma unroll 1
-    for (; left > 0; --left) {
+      for (; left > 0; --left) {
+        wait_for_v();
+        take_turn();
+        products_.start_pv(before_.stage);
+        wait_for_k();
+        products_.finish_pv();
+        products_.start_qk(w, slot_.stage);
+        pass_turn();
+        release_v();
+        products_.finish_qk();
+        if (left == 1) take_next_queries();
+        weigh(softmax);
+        release_k();
+      }
       wait_for_v();
       take_turn();
       products_.start_pv(before_.stage);
-      wait_for_k();
-      products_.finish_pv();
-      products_.start_qk(w, slot_.stage);
-      pass_turn();
-      release_v();
-      products_.finish_qk();
-      if (left == 1) take_next_queries();
-      weigh(softmax);
-      release_k();
+      if (last_ != 0) return end_last_tile(softmax);
+      end_tile(softmax);
     }
-    end_tile(softmax);
   }
-  __device__ __forceinline__ void run_tile_overlapped() {
-    OnlineSoftmax softmax;
-    int32_t left = begin_tile(softmax);
+  __device__ __forceinline__ void run_tiles_overlapped() {
+    while (true) {
+      OnlineSoftmax softmax;
+      int32_t left = begin_tile(softmax);
 #pragma unroll 1
-    for (; left > 0; --left) {
-      shared.v_ring.wait(before_);
-      wait_for_k();  // and a fence for both
-      products_.start_qk(w, slot_.stage);
+      for (; left > 0; --left) {
+        shared.v_ring.wait(before_);
+        wait_for_k();  // and a fence for both
+        products_.start_qk(w, slot_.stage);
+        products_.start_pv(before_.stage);
+        products_.template finish_qk<1>();
+        if (left == 1) take_next_queries();
+        weigh(softmax);
+        products_.finish_pv();
+        products_.pack_weights();
+        release_v();
+        release_k();
+      }
+      wait_for_v();
       products_.start_pv(before_.stage);
-      products_.template finish_qk<1>();
-      if (left == 1) take_next_queries();
-      weigh(softmax);
-      products_.finish_pv();
-      products_.pack_weights();
-      release_v();
-      release_k();
+      if (last_ != 0) return end_last_tile(softmax);
+      end_tile(softmax);
     }
-    end_tile(softmax);
   }
 
   // The first tile of keys, whose product is under way; how many are left.
@@ -108,28 +123,25 @@ class Consumer {
     products_.clear_out();
     return keys.tiles - 1;
   }
-  // The last PV, and the next tile's first QK if it has rows of this warpgroup.
+  // The last PV is under way. The two ends share no code: where the compiler joined them, ptxas
+  // would serialise the products (C7515).
   __device__ __forceinline__ void end_tile(OnlineSoftmax& softmax) {
-    wait_for_v();
-    take_turn();
-    products_.start_pv(before_.stage);
-    if (last_ != 0) {
-      softmax.finish();
-      products_.finish_pv();
-      pass_turn();
-      release_v();
-      write_out(softmax);
-    } else {
-      wait_for_queries();
-      softmax.finish();  // between two waits, lest it hold up the start of a product
-      wait_for_k();
-      products_.finish_pv();
-      products_.start_qk(w, slot_.stage);
-      pass_turn();
-      release_v();
-      write_out(softmax);
-    }
+    wait_for_queries(n_ + 1);
+    softmax.finish();  // between two waits, lest it hold up the start of a product
+    wait_for_k();
+    products_.finish_pv();
+    products_.start_qk(w, slot_.stage);
+    pass_turn();
+    release_v();
+    write_out(softmax);
     release_work();
+  }
+  __device__ __forceinline__ void end_last_tile(OnlineSoftmax& softmax) {
+    softmax.finish();
+    products_.finish_pv();
+    pass_turn();
+    release_v();
+    write_out(softmax);
   }
 
   // Weighs scores by the reference as it is. If that makes them too large they are computed again
@@ -154,7 +166,7 @@ class Consumer {
 
   // Adds the tile's rest, if there is one, and writes the result, both by way of one more tile of
   // V, and of K behind the next tile's first.
-  __device__ __forceinline__ void write_out(const OnlineSoftmax& softmax) {
+  __device__ __forceinline__ void write_out(OnlineSoftmax& softmax) {
     constexpr int kInV = Traits::kRowsInV;
     const auto in_k = slot_.after();
     char* const of_v = shared.v_stage(slot_.stage);
@@ -163,22 +175,18 @@ class Consumer {
       shared.v_ring.wait(slot_);
       if (row >= kInV) shared.k_ring.wait(in_k);
     };
-    const StagedRows<Traits> staged(
-        row < kInV ? of_v + row * 128 : shared.k_stage(in_k.stage) + (row - kInV) * 128);
-    const float scale = p.op.attention.softmax_scale;
-    float lse[2];
+    const StagedRows<Traits> staged(row < kInV ? of_v + row * 128
+                                               : shared.k_stage(in_k.stage) + (row - kInV) * 128);
+    float unit = softmax.unit(p.op.attention.softmax_scale);
     if (p.has_rest) {
       wait();
-      const float* lses = reinterpret_cast<const float*>(of_v + Traits::kRestLse) + row +
-                          read_thread() % 32 / 4;
-      const OnlineSoftmax::Shares shares[2] = {softmax.merge(0, lses[0], scale),
-                                               softmax.merge(1, lses[8], scale)};
-      const bool any_rest[2] = {lses[0] != -INFINITY, lses[8] != -INFINITY};
-      merge_rows<Traits>(staged, shares, any_rest, products_.out);
-      lse[0] = shares[0].lse, lse[1] = shares[1].lse;
+      const float* lses = reinterpret_cast<const float*>(of_v + Traits::kRestLse) + row;
+      const uint32_t mine = read_thread() % 32 / 4;
+      const float rest_lse[2] = {lses[mine], lses[mine + 8]};
+      merge_rows<Traits>(staged, rest_lse, softmax, unit, products_.out);
+      if (softmax.exact) unit = 1.0f;
     } else {
       stage_rows<Traits>(staged, softmax, products_.out, wait);
-      lse[0] = softmax.lse(0, scale), lse[1] = softmax.lse(1, scale);
     }
     const RowPlace at = rows();
     cute::tma_store_fence();
@@ -187,7 +195,7 @@ class Consumer {
       store_panels<Traits::kPanels>(p.out, staged.data(), staged.kPanelBytes, at);
     }
     __syncwarp();
-    write_lse(p.op.attention, at, lse);
+    write_lse(p.op.attention, at, softmax, unit);
   }
   // Frees the stages of the tile before's result, once the copy engine has read them; behind the
   // release of this tile's first K.
@@ -214,23 +222,16 @@ class Consumer {
     const Work& work = shared.work.wait(n);
     return work.count == 0 ? 0 : work.warpgroups;
   }
-  // Frees what the others read of the tiles without rows of this warpgroup; false behind the last.
-  __device__ __forceinline__ bool skip_to_own_tile() {
+  // Frees what the others read of a tile without rows of this warpgroup.
+  __device__ __forceinline__ void leave_tile() {
+    const KeyTiles<kKeys> keys(shared.work[n_].count);
 #pragma unroll 1
-    while (true) {
-      const int32_t warpgroups = wait_for_work(n_);
-      if (w < warpgroups) return true;
-      if (warpgroups == 0) return false;
-      const KeyTiles<kKeys> keys(shared.work[n_].count);
-#pragma unroll 1
-      for (int32_t j = 0; j < keys.tiles; ++j) {
-        shared.k_ring.wait(slot_);
-        release_k();
-        if (j == 0 && n_ > 0) release_result();
-        shared.v_ring.wait(before_);
-        release_v();
-      }
-      release_work();
+    for (int32_t j = 0; j < keys.tiles; ++j) {
+      shared.k_ring.wait(slot_);
+      release_k();
+      if (j == 0 && n_ > 0) release_result();
+      shared.v_ring.wait(before_);
+      release_v();
     }
   }
 
@@ -241,9 +242,8 @@ class Consumer {
     if (last_ == 0 && thread() == 0) ask_for_queries<Traits>(p, shared, shared.work[n_ + 1], w);
     __syncwarp();
   }
-  __device__ __forceinline__ void wait_for_queries() {
-    shared.queries_full[w].wait(queries_parity_);
-    queries_parity_ ^= 1;
+  __device__ __forceinline__ void wait_for_queries(uint32_t n) {
+    shared.queries_full[w].wait(n % 2);
     products_.hold_queries(w);
   }
 
@@ -283,7 +283,6 @@ class Consumer {
   typename Traits::Shared& shared;
   const int w;
   uint32_t n_ = 0;                        // of the tile under way, among the CTA's
-  uint32_t queries_parity_ = 0;           // of the next ones
   RingPosition<Traits::kStages> slot_;    // of K
   RingPosition<Traits::kStages> before_;  // of V, which runs one slot behind
   int next_turn_ = 0;                     // whose turn comes next, of the tile under way

@@ -20,12 +20,12 @@ using StagedRows = SwizzledRows<Traits::kKeys>;
 
 // Two lanes of a quad write a row each.
 __device__ __forceinline__ void write_lse(const AttentionParams& a, const RowPlace& at,
-                                          const float (&lse)[2]) {
+                                          const OnlineSoftmax& softmax, float unit) {
   const uint32_t r = read_thread() % 4;
+  const float lse = OnlineSoftmax::lse(r == 0 ? softmax.reference[0] : softmax.reference[1],
+                                       r == 0 ? softmax.sum[0] : softmax.sum[1], unit);
   const int32_t row = at.row + (r == 0 ? 0 : 8);
-  if (r < 2 && row < a.queries) {
-    a.lse.data[a.lse.offset(at.batch, at.head, row)] = r == 0 ? lse[0] : lse[1];
-  }
+  if (r < 2 && row < a.queries) a.lse.data[a.lse.offset(at.batch, at.head, row)] = lse;
 }
 
 // Puts a warp's rows in their stage, once `wait` has been for it.
@@ -58,11 +58,14 @@ __device__ __forceinline__ void stage_rows(const StagedRows<Traits>& staged,
 // count.
 template <class Traits>
 __device__ __forceinline__ void merge_rows(const StagedRows<Traits>& staged,
-                                           const OnlineSoftmax::Shares (&shares)[2],
-                                           const bool (&any_rest)[2],
+                                           const float (&rest_lse)[2], OnlineSoftmax& softmax,
+                                           float softmax_scale,
                                            const float (&out)[Traits::kHeadDim / 2]) {
   using Element = typename Traits::Element;
   constexpr int kParts = Traits::kHeadDim / 16;
+  float own[2], other[2];
+  softmax.merge(0, rest_lse[0], softmax_scale, own[0], other[0]);
+  softmax.merge(1, rest_lse[1], softmax_scale, own[1], other[1]);
   uint32_t rest[2][4];
   staged.read(0, rest[0]);
 #pragma unroll
@@ -72,10 +75,9 @@ __device__ __forceinline__ void merge_rows(const StagedRows<Traits>& staged,
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const int r = m % 2;
-      const float2 pair = unpack_pair<Element>(any_rest[r] ? rest[i % 2][m] : 0u);
-      words[m] = pack_pair<Element>(
-          fmaf(pair.x, shares[r].rest, out[8 * i + 2 * m] * shares[r].own),
-          fmaf(pair.y, shares[r].rest, out[8 * i + 2 * m + 1] * shares[r].own));
+      const float2 pair = unpack_pair<Element>(rest_lse[r] != -INFINITY ? rest[i % 2][m] : 0u);
+      words[m] = pack_pair<Element>(fmaf(pair.x, other[r], out[8 * i + 2 * m] * own[r]),
+                                    fmaf(pair.y, other[r], out[8 * i + 2 * m + 1] * own[r]));
     }
     __syncwarp();  // all lanes have read what is written over
     staged.write(i, words);

@@ -1,4 +1,6 @@
 // Chooses the instantiation of column-sparse attention. ops/cuda_limits.h says what it takes.
+#include "cuda/host/launch.h"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -7,10 +9,9 @@
 #include <limits>
 
 #include "cuda/attention.h"
-#include "cuda/attention/sparse/params.h"
 #include "cuda/attention/sparse/config.h"
+#include "cuda/attention/sparse/params.h"
 #include "cuda/host/device_info.h"
-#include "cuda/host/launch.h"
 #include "cuda/host/tensor_map.h"
 
 namespace chipmunk::cuda {
@@ -27,7 +28,9 @@ float scale_log2(float softmax_scale) {
 
 template <class Element, int kHeadDim>
 void launch_for(int row_blocks, const ColumnSparseKernelParams& params, const LaunchSite& site) {
-  if (row_blocks == 3) return launch_column_sparse<Element, kHeadDim, 3>(params, site);
+  if constexpr (kHeadDim < 256) {
+    if (row_blocks == 3) return launch_column_sparse<Element, kHeadDim, 3>(params, site);
+  }
   if (row_blocks == 2) return launch_column_sparse<Element, kHeadDim, 2>(params, site);
   return launch_column_sparse<Element, kHeadDim, 1>(params, site);
 }

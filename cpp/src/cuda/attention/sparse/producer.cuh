@@ -17,15 +17,15 @@ template <class Traits>
 class ListedRows {
  public:
   __device__ __forceinline__ ListedRows(const Work& work, int32_t owned_row, int32_t ragged)
-      : work_(work), position_(min(owned_row, ragged - 1)) {
-    now = read();
+      : position_(min(owned_row, ragged - 1)) {
+    now = read(work);
     position_ = owned_row < Traits::kKeys ? ragged + owned_row : kNone;
-    after_ = fetch();
+    after_ = fetch(work);
   }
-  __device__ __forceinline__ void advance() {
+  __device__ __forceinline__ void advance(const Work& work) {
     before = now;
     now = after_;
-    after_ = fetch();
+    after_ = fetch(work);
   }
 
   int32_t now, before;  // rows of K and V
@@ -34,17 +34,16 @@ class ListedRows {
   // A position behind every list: no card holds as many keys.
   static constexpr int32_t kNone = 1 << 30;
 
-  __device__ __forceinline__ int32_t read() const {
-    return __ldg(work_.list + (work_.backwards ? work_.count - 1 - position_ : position_));
+  __device__ __forceinline__ int32_t read(const Work& work) const {
+    return __ldg(work.list + (work.backwards != 0 ? work.count - 1 - position_ : position_));
   }
   // Behind the list's end any row that may be read will do.
-  __device__ __forceinline__ int32_t fetch() {
-    const int32_t index = position_ < work_.count ? read() : 0;
+  __device__ __forceinline__ int32_t fetch(const Work& work) {
+    const int32_t index = position_ < work.count ? read(work) : 0;
     position_ += Traits::kKeys;
     return index;
   }
 
-  const Work& work_;  // in shared memory
   int32_t position_, after_;
 };
 
@@ -68,17 +67,19 @@ class Producer {
       if (work.count == 0) break;
       const KeyTiles<kKeys> keys(work.count);
       const RowGather gather = make_gather();
-      const char* k = rows_of(p.op.attention.k, work, gather);
-      const char* v = rows_of(p.op.attention.v, work, gather);
+      const AttentionParams& a = p.op.attention;
       ListedRows<Traits> rows(work, gather.owned_row(), keys.first);
-      load_k(gather, k, rows.now, keys.first);
+      load_k(gather, rows_of_head(a.k, n, gather), rows.now, keys.first);
       if (n == 0) ask_for_first_queries(/*of_first_warpgroup=*/false);
       if (n > 0) hand_over(n - 1);
       ++slot_;
       find_next(n + 1);
+      // Not sooner: registers are short until here.
+      const char* k = rows_of_head(a.k, n, gather);
+      const char* v = rows_of_head(a.v, n, gather);
 #pragma unroll 1
       for (int32_t left = keys.tiles - 1; left > 0; --left) {
-        rows.advance();
+        rows.advance(shared.work[n]);
         if constexpr (Traits::kOverlapped) {
           load_k(gather, k, rows.now);
           load_v(gather, v, rows.before);
@@ -103,13 +104,20 @@ class Producer {
   static __device__ __forceinline__ RowGather make_gather() {
     return RowGather(static_cast<int>(read_thread()));
   }
-  // Row 0 of the tile's head, from this thread's chunk on.
+  // Row 0 of a head, from this thread's chunk on.
   template <class Rows>
-  __device__ __forceinline__ const char* rows_of(const Rows& rows, const Work& work,
-                                                 const RowGather& gather) const {
-    return static_cast<const char*>(rows.data) +
-           2 * rows.offset(work.batch, work.head / p.query_heads_per_kv_head, 0) +
+  static __device__ __forceinline__ const char* rows_of(const Rows& rows, int32_t batch,
+                                                        int32_t head, const RowGather& gather) {
+    return static_cast<const char*>(rows.data) + 2 * rows.offset(batch, head, 0) +
            gather.chunk_bytes();
+  }
+
+  // Of the n-th tile's keys or values.
+  template <class Rows>
+  __device__ __forceinline__ const char* rows_of_head(const Rows& rows, uint32_t n,
+                                                      const RowGather& gather) const {
+    const Work& at = shared.work[n];
+    return rows_of(rows, at.batch, at.head / p.query_heads_per_kv_head, gather);
   }
 
   // The first tile's queries, since the consumers are busy: the first warpgroup's, or the others',
@@ -205,8 +213,7 @@ class Producer {
     const RowGather gather = make_gather();
     const Work& at = shared.work[n];
     const auto& rest = p.op.rest_out;
-    const char* rows = static_cast<const char*>(rest.data) + 2 * rest.offset(at.batch, at.head, 0) +
-                       gather.chunk_bytes();
+    const char* rows = rows_of(rest, at.batch, at.head, gather);
     gather.template load<kRows>(rows, p.rest_row_bytes,
                                 min(at.first_row + kFirst + gather.owned_row(), last_row()), to);
   }

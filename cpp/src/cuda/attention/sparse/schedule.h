@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "params/columns.h"
+#include "params/column_order.h"
 
 namespace chipmunk::cuda {
 

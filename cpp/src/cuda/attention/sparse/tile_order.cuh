@@ -31,69 +31,66 @@ struct TileBlocks {
 template <int kRowBlocks>
 class TileOrder {
  public:
-  // Starts to load the first link.
+  // Starts to load the first link. An order for more multiprocessors than there are CTAs is not
+  // used.
   __device__ __forceinline__ explicit TileOrder(const ColumnSparseKernelParams& params)
       : p(params) {
-    if (p.op.columns.order == nullptr) return;
-    by_order_ = __ldg(p.op.columns.order) >= 0;
-    link_ = __ldg(p.op.columns.order + min(cta(), lists() - 1));
-    chain_ = cta();
-    if (chain_ >= lists()) link_ = -1;
-    left_ = 2 * lists();
+    const auto cta = static_cast<int32_t>(blockIdx.x), ctas = static_cast<int32_t>(gridDim.x);
+    if (p.op.columns.order == nullptr || load(0, 0) < 0) return;
+    if (ctas < lists() && load(0, ctas) >= 0) return;
+    link_ = cta < lists() ? load(0, cta) : kNoLink;
   }
 
   __device__ __forceinline__ TileBlocks next() {
-    if (by_order_) return next_by_order();
-    const Item item = p.rounds.item(cta(), taken_++, static_cast<int32_t>(gridDim.x));
+    if (link_ != kAsTheyCome) return next_by_order();
+    const Item item =
+        p.rounds.item(static_cast<int32_t>(blockIdx.x), taken_++, static_cast<int32_t>(gridDim.x));
     return {item.tile, blocks_of(item.part, kRowBlocks)};
   }
 
  private:
-  static __device__ __forceinline__ int32_t cta() { return static_cast<int32_t>(blockIdx.x); }
+  // A group of 192 rows is one tile of three blocks.
+  static constexpr bool kOneTile = kRowBlocks == 3;
+  static constexpr int32_t kAsTheyCome = kNoLink - 1;
+
   __device__ __forceinline__ int32_t groups() const {
     return static_cast<int32_t>(p.op.columns.groups);
   }
-  __device__ __forceinline__ int32_t lists() const {
-    return static_cast<int32_t>(p.op.attention.batch * p.op.attention.query_heads) * groups();
+  __device__ __forceinline__ int32_t lists() const { return p.tiles / p.tiles_per_head * groups(); }
+  __device__ __forceinline__ int32_t load(int32_t row, int32_t at) const {
+    return __ldg(p.op.columns.order + static_cast<int64_t>(row) * lists() + at);
   }
-  // The next tile of the current list, else the next list's first; the link behind it is loaded
-  // here, so that it is there when it is wanted.
+
   __device__ __forceinline__ TileBlocks next_by_order() {
-    while (tile_ >= tiles_end_) {
-      while (link_ < 0 || left_ == 0) {
-        chain_ += static_cast<int32_t>(gridDim.x);
-        if (chain_ >= lists() || left_ == 0) return {-1, {0, 0}};
-        link_ = __ldg(p.op.columns.order + chain_);
-        if (link_ < 0) return {-1, {0, 0}};  // chains are numbered from 0 on
+    while (true) {
+      if constexpr (!kOneTile) {  // the next tile of a list whose tiles are several
+        const Blocks blocks = blocks_of(part_of(max(list_, 0)), kRowBlocks * p.tiles_per_group);
+        const int32_t in_head = list_of(max(list_, 0)) % groups() * p.tiles_per_group +
+                                blocks.first / kRowBlocks + in_list_;
+        if (list_ >= 0 && in_list_ * kRowBlocks < blocks.count && in_head < p.tiles_per_head) {
+          ++in_list_;
+          const Blocks all{0, min(kRowBlocks, blocks.count)};
+          return {list_of(list_) / groups() * p.tiles_per_head + in_head, all};
+        }
       }
-      --left_;
-      const int32_t list = min(link_ / 4, lists() - 1);
-      const auto part = static_cast<ListPart>(min(link_ % 4, 2));
-      link_ = __ldg(p.op.columns.order +
-                    static_cast<int64_t>(part == ListPart::kFromRow128 ? 2 : 1) * lists() + list);
-      const Blocks blocks = blocks_of(part, kRowBlocks * p.tiles_per_group);
-      const int32_t in_head = list % groups() * p.tiles_per_group;
-      first_tile_ = list / groups() * p.tiles_per_head;
-      // A part of a tile, or whole tiles; of a head's last group there may be fewer.
-      blocks_ = p.tiles_per_group == 1 ? blocks : Blocks{0, kRowBlocks};
-      const bool one = p.tiles_per_group == 1;
-      tile_ = in_head + (one ? 0 : blocks.first / kRowBlocks);
-      tiles_end_ = min(p.tiles_per_head,
-                       one ? tile_ + (blocks.count > 0 ? 1 : 0)
-                           : in_head + (blocks.first + blocks.count) / kRowBlocks);
+      if (link_ < 0 || taken_++ >= 2 * lists()) return {-1, {0, 0}};
+      const int32_t list = min(list_of(link_), lists() - 1);
+      const ListPart part = part_of(link_);
+      // Loaded now, so that it is there when it is wanted.
+      link_ = max(load(order_row_behind(part), list), kNoLink);
+      if constexpr (kOneTile) {
+        return {list / groups() * p.tiles_per_head + list % groups(), blocks_of(part, kRowBlocks)};
+      } else {
+        list_ = order_link(list, part);
+        in_list_ = 0;
+      }
     }
-    return {first_tile_ + tile_++, blocks_};
   }
 
   const ColumnSparseKernelParams& p;
-  bool by_order_ = false;
-  int32_t taken_ = 0;          // as they come
-  int32_t link_ = -1;          // of the list that comes next
-  int32_t chain_ = 0;          // the multiprocessor of the order whose lists these are
-  int32_t left_ = 0;           // links that may still be followed
-  int32_t first_tile_ = 0;     // of the current list's head
-  int32_t tile_ = 0, tiles_end_ = 0;  // in the head, of the current list
-  Blocks blocks_{0, 0};        // of these tiles
+  int32_t taken_ = 0;                     // rounds, or links followed
+  int32_t link_ = kAsTheyCome;            // of the list that comes next
+  int32_t list_ = kNoLink, in_list_ = 0;  // where a list has several tiles: the link of this one
 };
 
 }  // namespace chipmunk::cuda

@@ -1,8 +1,6 @@
 // Types, tile shapes and the shared-memory plan of column-sparse attention.
 #pragma once
 
-// Without it CuTe makes up a product 112 wide of narrow ones.
-#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED
 #include <cutlass/bfloat16.h>
 #include <cutlass/half.h>
 

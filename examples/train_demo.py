@@ -1,6 +1,6 @@
 """Trains the small diffusion transformer of `python -m chipmunk_kernels demo`.
 
-    python bench/train_demo.py --seconds 500 --out build/demo
+    python examples/train_demo.py --seconds 500 --out build/demo
 
 Rectified flow on rising resolutions. The run is a pure function of its options, its data and the
 step number (every draw is seeded by the step), so a run killed at any time and started again with
@@ -31,7 +31,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 # The demo's model needs torch alone: import it beside the package, whose extension may not be
 # built on the training machine.
-sys.path[:0] = [str(ROOT / "python" / "chipmunk_kernels"), str(ROOT / "bench")]
+sys.path.insert(0, str(ROOT / "python" / "chipmunk_kernels"))
 
 import demo_data  # noqa: E402
 from demo import flow  # noqa: E402

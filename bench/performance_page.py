@@ -1,0 +1,517 @@
+"""Writes docs/performance.md, and the table in README.md, from the results of record.
+
+    python bench/performance_page.py
+
+Needs no GPU and nothing but the standard library. A number that is not in bench/results is not on
+the page. Every table is of one commit on one machine, named above it; a file that is not there
+leaves its table out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
+README_MARKS = ("<!-- from bench/performance_page.py -->\n", "<!-- to here -->\n")
+
+Results = dict[str, Any]
+Row = Mapping[str, Any]
+Cell = str | float | None
+
+OURS, FA3, WITH_REST = "random", "fa3", "random + rest"
+EQUAL, LENGTHS, UNORDERED = "equal", "lengths", "lengths, no order"
+PEERS = {"cudnn": "cuDNN", "flex": "FlexAttention"}
+MODELS = {
+    "flux-1024": "FLUX, 1024 x 1024",
+    "16k": "16,384 tokens",
+    "wan-480p": "WAN 14B, 480p",
+    "wan-720p": "WAN 14B, 720p",
+    "hunyuan-720p": "HunyuanVideo, 720p",
+}
+CALLS = {
+    "ck, out given": "outputs given",
+    "ck, rest, out given": "outputs given, with a rest",
+    "ck, allocating": "outputs allocated",
+    "ck, numpy, allocating": "NumPy arrays, outputs allocated",
+    "torch operator": "`torch.ops.chipmunk_kernels` alone, outputs given",
+    "extension": "the extension module alone",
+    "two torch.empty": "two `torch.empty`, for comparison",
+    "torch sdpa": "torch's `scaled_dot_product_attention`",
+    "torch sdpa, no query": "torch's `scaled_dot_product_attention`, no query rows",
+    "fa3": "FlashAttention-3's wheel",
+}
+CPU_ATTENTION = {
+    "torch": "torch's dense attention",
+    "dense": "`dense_attention`",
+    "sums": "`dense_attention_column_sums`, `reference_lse` given",
+    "exact sums": "`dense_attention_column_sums`, exact",
+    "sparse": "`column_sparse_attention`",
+    "merged": "`column_sparse_attention`, a rest merged",
+}
+
+HEAD = """# Performance
+
+Written by `python bench/performance_page.py` from `bench/results/*.json`: do not edit. Each table is of one commit on one machine, named above it.
+
+| word | meaning |
+|---|---|
+| ms | median time of a call; on a GPU sustained: 1 s of warming up, then 0.5 s measured, in turn with the other kernels, launches captured in a CUDA graph |
+| TFLOP/s, GFLOP/s | useful work over time: for sparse ops, work on the listed columns alone |
+| over FA3 | FlashAttention-3's time, dense, over ours, in the same run |
+| most possible | dense work over sparse work: the speed-up at FlashAttention-3's own efficiency |
+| hot and local | columns as models have them: some that all groups share, and neighbours; all other columns are random |
+
+Before anything is timed, rows of every kernel's result are compared with float64.
+"""  # noqa: E501
+
+
+def page(results: Path = RESULTS) -> str:
+    """The whole of docs/performance.md."""
+    gpu = [_gpu_sections(folder) for folder in (results, *_other_cards(results))]
+    sections = [s for card in gpu for s in card]
+    for name, section in (
+        ("attention_cpu", _cpu_attention),
+        ("mlp_cpu", _cpu_mlp),
+        ("overhead", _cpu_overhead),
+        ("demo_cpu", _demo),
+    ):
+        found = _load(results / f"{name}.json")
+        if found is not None:
+            sections.append(section(found))
+    return "\n".join([HEAD, *sections])
+
+
+def readme_table(results: Path = RESULTS) -> str:
+    """The five shapes of record, for README.md."""
+    found = _load(results / "attention_gpu.json")
+    if found is None:
+        return ""
+    rows = [
+        (
+            MODELS.get(row["shape"], row["shape"]),
+            *_place(row),
+            f"{row['sparsity']:.1%}",
+            _ms(_of(row, FA3, "median_ms")),
+            _ms(_of(row, OURS, "median_ms")),
+            _times(_of(row, OURS, "over_fa3")),
+            _times(_most_possible(row)),
+        )
+        for row in _of_record(found)
+    ]
+    heads = (
+        *("shape of", "heads x tokens", "columns kept", "sparsity"),
+        *("FlashAttention-3, ms", "ours, ms", "speed-up", "most possible"),
+    )
+    return f"One {_card(found)}, head dim 128, bfloat16, lists given:\n\n{_table(heads, rows)}"
+
+
+def with_table(readme: str, table: str) -> str:
+    """README's text with the table between its two marks. Raises ValueError without them."""
+    before, begin, rest = readme.partition(README_MARKS[0])
+    _, end, after = rest.partition(README_MARKS[1])
+    if not begin or not end:
+        raise ValueError(f"README.md: expected {README_MARKS[0]!r} and {README_MARKS[1]!r}")
+    return f"{before}{begin}{table}{end}{after}"
+
+
+def _load(path: Path) -> Results | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _other_cards(results: Path) -> Sequence[Path]:
+    return sorted(path for path in results.iterdir() if path.is_dir())
+
+
+# A GPU's tables
+
+
+def _gpu_sections(folder: Path) -> list[str]:
+    known: Mapping[str, Callable[[Results], str]] = {
+        "anchors": _anchors,
+        "rest": _rest,
+        "general": _general,
+        "lengths": _lengths,
+        "select": _select,
+        "overhead": _gpu_overhead,
+    }
+    found = [_load(path) for path in sorted(folder.glob("attention_gpu*.json"))]
+    suites = {result["suite"]: result for result in found if result is not None}
+    order = [*known, *(suite for suite in suites if suite not in known)]
+    return [known.get(s, _any_suite)(suites[s]) for s in order if s in suites]
+
+
+def _anchors(found: Results) -> str:
+    peers = [p for p in PEERS if any(p in row["variants"] for row in found["rows"])]
+    rows = [
+        (
+            *_place(row),
+            f"{row['sparsity']:.1%}",
+            _ms(_of(row, OURS, "median_ms")),
+            _whole(_of(row, OURS, "tflops")),
+            _ms(_of(row, FA3, "median_ms")),
+            *(_ms(_of(row, peer, "median_ms")) for peer in peers),
+            _times(_of(row, OURS, "over_fa3")),
+            _times(row["target"]),
+            _times(_most_possible(row)),
+            _percent(_of(row, OURS, "share_of_ceiling")),
+            _times(_of(row, "hot+local", "over_fa3")),
+        )
+        for row in found["rows"]
+    ]
+    heads = (
+        *("heads x tokens", "columns", "sparse", "ms", "TFLOP/s", "FlashAttention-3, ms"),
+        *(f"{PEERS[peer]}, ms" for peer in peers),
+        *("over FA3", "target", "most possible", "of it", "hot and local: over FA3"),
+    )
+    record = _of_record(found)
+    shares = [_of(row, OURS, "share_of_ceiling") or 0 for row in record]
+    met = sum(bool(row.get("target_met")) for row in record)
+    conclusion = (
+        f"At the {len(record)} shapes with a target the kernel reaches {_percent(min(shares))} to "
+        f"{_percent(max(shares))} of the most possible speed-up; {met} of {len(record)} targets "
+        f"are met."
+    )
+    clocks = [row["variants"][OURS]["sustained"] for row in record]
+    mhz = [_clock(c["sm_mhz"]) for c in clocks if "sm_mhz" in c]
+    watts = [_clock(c["power_w"]) for c in clocks if "power_w" in c]
+    if mhz and watts:
+        conclusion += (
+            f" There the card draws {min(watts):.0f} to {max(watts):.0f} W and runs at "
+            f"{min(mhz):,.0f} to {max(mhz):,.0f} MHz."
+        )
+    what = "Head dim 128, bfloat16, groups of 192."
+    if "flex" in peers:
+        what += (
+            " FlexAttention attends to random blocks of 128 x 128, about as many keys as the "
+            "lists hold."
+        )
+    title = f"Column-sparse attention on one {_card(found)}"
+    return _section(title, found, _table(heads, rows), conclusion, what)
+
+
+def _rest(found: Results) -> str:
+    rows = [
+        (
+            *_place(row),
+            _ms(_of(row, OURS, "median_ms")),
+            _ms(_of(row, WITH_REST, "median_ms")),
+            f"{_of(row, WITH_REST, 'rest_costs'):+.1%}",
+        )
+        for row in found["rows"]
+    ]
+    costs = [_of(row, WITH_REST, "rest_costs") or 0 for row in found["rows"]]
+    heads = ("heads x tokens", "columns", "ms", "with a rest, ms", "cost")
+    return _section(
+        f"A rest merged, on one {_card(found)}",
+        found,
+        _table(heads, rows),
+        f"A rest costs {min(costs):.1%} to {max(costs):.1%}, most where the lists are short.",
+    )
+
+
+def _general(found: Results) -> str:
+    rows = [
+        (
+            row["head_dim"],
+            row["query_group"],
+            row["dtype"],
+            *_place(row),
+            _ms(_of(row, OURS, "median_ms")),
+            _whole(_of(row, OURS, "tflops")),
+            _whole(_of(row, FA3, "tflops")),
+            _percent(_of(row, OURS, "share_of_ceiling")),
+        )
+        for row in found["rows"]
+    ]
+    shares = [_of(row, OURS, "share_of_ceiling") or 0 for row in found["rows"]]
+    heads = (
+        *("head dim", "group", "dtype", "heads x tokens", "columns", "ms", "TFLOP/s"),
+        *("FlashAttention-3, dense, TFLOP/s", "share"),
+    )
+    return _section(
+        f"Head dims, groups and dtypes on one {_card(found)}",
+        found,
+        _table(heads, rows),
+        f"The kernel works at {_percent(min(shares))} to {_percent(max(shares))} of the rate that "
+        f"FlashAttention-3 reaches densely at the same head dim.",
+    )
+
+
+def _lengths(found: Results) -> str:
+    rows = [
+        (
+            *_place(row),
+            row["lengths"],
+            _ms(_of(row, EQUAL, "median_ms")),
+            *(
+                cell
+                for name in (LENGTHS, UNORDERED)
+                for cell in (
+                    _ms(_of(row, name, "median_ms")),
+                    _plain(_of(row, name, "over_equal"), ".2f"),
+                )
+            ),
+            _plain(row["target_over_equal"], ".2f"),
+        )
+        for row in found["rows"]
+    ]
+    heads = (
+        *("heads x tokens", "columns, mean", "lengths", "equal lists, ms"),
+        *("with an order, ms", "speed over equal", "without, ms", "speed over equal", "target"),
+    )
+    speeds = [_of(row, LENGTHS, "over_equal") or 0 for row in found["rows"]]
+    return _section(
+        f"Lists of many lengths on one {_card(found)}",
+        found,
+        _table(heads, rows),
+        f"With an order, lists of many lengths run at {_percent(min(speeds))} to "
+        f"{_percent(max(speeds))} of the speed of equal lists.",
+        "Head dim 128, bfloat16, groups of 192; speed is useful TFLOP/s.",
+    )
+
+
+def _select(found: Results) -> str:
+    rows = [
+        (
+            f"{row['lists']:,} x {row['columns']:,} ({row['count']:,})",
+            row["dtype"],
+            name,
+            _ms(figures["median_ms"]),
+            _whole(figures["gb_s"]),
+            _plain(figures.get("order_us"), ".1f"),
+        )
+        for row in found["rows"]
+        for name, variant in row["variants"].items()
+        if (figures := variant.get("sustained"))
+    ]
+    heads = ("lists x columns (selected)", "scores", "budget", "ms", "GB/s", "order, us")
+    return _section(
+        f"Making column lists on one {_card(found)}",
+        found,
+        _table(heads, rows),
+        "GB/s counts the scores once.",
+    )
+
+
+def _gpu_overhead(found: Results) -> str:
+    rows = [(CALLS.get(n, n), f"{v['host_us']:.1f}") for n, v in found["variants"].items()]
+    return _section(
+        f"What a call takes the host, beside one {_card(found)}",
+        found,
+        _table(("call of `column_sparse_attention`, no graph", "us"), rows),
+        "A CUDA graph avoids this time.",
+    )
+
+
+def _any_suite(found: Results) -> str:
+    """A suite without a table of its own: all that was measured."""
+    names = list(dict.fromkeys(name for row in found["rows"] for name in row["variants"]))
+    rows = [
+        (
+            *_place(row),
+            row["head_dim"],
+            row["query_group"],
+            *(_ms(_of(row, name, "median_ms")) for name in names),
+            *(_whole(_of(row, name, "tflops")) for name in names),
+        )
+        for row in found["rows"]
+    ]
+    heads = (
+        *("heads x tokens", "columns", "head dim", "group"),
+        *(f"{name}, ms" for name in names),
+        *(f"{name}, TFLOP/s" for name in names),
+    )
+    title = f"Suite “{found['suite']}” on one {_card(found)}"
+    return _section(title, found, _table(heads, rows), "")
+
+
+def _of_record(found: Results) -> list[Row]:
+    """The rows with a target, short ones first."""
+    rows = [row for row in found["rows"] if row["target"] is not None]
+    return sorted(rows, key=lambda row: (row["tokens"], -row["count"]))
+
+
+def _of(row: Row, variant: str, figure: str) -> float | None:
+    """A figure of a variant in the mode of record, or None where it was not measured."""
+    value = row["variants"].get(variant, {}).get("sustained", {}).get(figure)
+    return None if value is None else float(value)
+
+
+def _clock(reading: Mapping[str, Any]) -> float:
+    return float(reading["median"])
+
+
+def _most_possible(row: Row) -> float:
+    return float(row["dense_gflop"]) / float(row["variants"][OURS]["gflop"])
+
+
+def _place(row: Row) -> tuple[str, str]:
+    return f"{row['heads']} x {row['tokens']:,}", f"{row['count']:,}"
+
+
+def _card(found: Results) -> str:
+    return f"{found['gpu']['name']} ({found['gpu']['power_limit_w']:.0f} W)"
+
+
+# A CPU's tables
+
+
+def _cpu_attention(found: Results) -> str:
+    shape, dtypes = found["shape"], found["dtypes"]
+    rows = [
+        (
+            title,
+            *(_ms(d[name]["median_ms"]) for d in dtypes.values()),
+            *(_whole(d[name]["gflops"]) for d in dtypes.values()),
+            *(_times(d[name]["speedup"]) for d in dtypes.values()),
+        )
+        for name, title in CPU_ATTENTION.items()
+    ]
+    heads = [
+        f"{dtype}, {unit}" for unit in ("ms", "GFLOP/s", "over torch's dense") for dtype in dtypes
+    ]
+    speedups = [d["sparse"]["speedup"] for d in dtypes.values()]
+    return _section(
+        f"Attention on {found['environment']['cores']} CPU cores",
+        found,
+        _table(("", *heads), rows),
+        f"With {1 - shape['kept']:.0%} of the columns left out, sparse attention is "
+        f"{min(speedups):.1f} to {max(speedups):.1f} times as fast as torch's dense one.",
+        f"{shape['batch']} x {shape['heads']} x {shape['tokens']:,} x {shape['head_dim']}, groups "
+        f"of {shape['query_group']}, all variants in one process, in turn.",
+    )
+
+
+def _cpu_mlp(found: Results) -> str:
+    shape = found["shape"]
+    rows = [
+        (
+            dtype,
+            _ms(d["sparse"]["median_ms"]),
+            _whole(d["sparse_gflops"]),
+            _ms(d["dense"]["median_ms"]),
+            _whole(d["dense_gflops"]),
+            _times(d["speedup"]),
+        )
+        for dtype, d in found["dtypes"].items()
+    ]
+    heads = ("dtype", "ms", "GFLOP/s", "torch's dense MLP, ms", "GFLOP/s", "over torch's dense")
+    return _section(
+        f"MLP on {found['environment']['cores']} CPU cores",
+        found,
+        _table(heads, rows),
+        f"The most possible at equal efficiency is {1 / shape['kept']:.2f}x. torch's bfloat16 and "
+        f"float16 products are slow on a CPU without them.",
+        f"`column_sparse_mlp`, {shape['tokens']:,} tokens, {shape['channels']} -> "
+        f"{shape['hidden']:,} -> {shape['out_channels']}, {1 - shape['kept']:.0%} of the hidden "
+        f"units left out, cache updated.",
+    )
+
+
+def _cpu_overhead(found: Results) -> str:
+    rows = [(CALLS.get(n, n), f"{v['median_us']:.1f}") for n, v in found["variants"].items()]
+    return _section(
+        "What a call takes on a CPU, without its kernel",
+        found,
+        _table((f"call with {found['tensors']} arrays", "us"), rows),
+        "On slower and busier cores all of these take longer.",
+    )
+
+
+def _demo(found: Results) -> str:
+    rows = [
+        (
+            run["title"],
+            run["steps"],
+            f"{run['ms_per_step']:,.0f}",
+            f"{run['seconds']:.1f}",
+            f"{run['speed_up']:.2f}x",
+            *(_plain(run[name], ".1f") for name in ("psnr", "foreground_psnr")),
+            _plain(run["ssim"], ".4f"),
+            *(_plain(run[name], ".1%") for name in ("columns_kept", "units_kept", "mass_kept")),
+        )
+        for run in found["runs"]
+    ]
+    heads = (
+        *("run", "steps", "ms a step", "s", "speed-up", "PSNR", "foreground PSNR", "SSIM"),
+        *("columns", "units", "mass"),
+    )
+    facts = found["facts"]
+    return (
+        f"## The demo\n\n{facts['device']}; {facts['dtype']}; {facts['versions']}. What the lines "
+        f"mean: [demo.md](demo.md).\n\n{_table(heads, rows)}\n{found['caveat']}\n"
+    )
+
+
+# Markdown
+
+
+def _section(title: str, found: Results, table: str, conclusion: str, what: str = "") -> str:
+    lines = [f"{what} {_where(found)}".strip()]
+    missing = found.get("not_measured", [])
+    if missing:
+        lines.append(f"Not measured here: {'; '.join(m.split(':')[0] for m in missing)}.")
+    return f"## {title}\n\n{' '.join(lines)}\n\n{table}" + (f"\n{conclusion}\n" * bool(conclusion))
+
+
+def _where(found: Results) -> str:
+    """Commit, date and machine."""
+    environment = found["environment"]
+    parts = [f"Commit `{environment['commit'][:7]}`", environment["date"][:10]]
+    if "gpu" in found:
+        versions = found["versions"]
+        parts += [
+            f"driver {found['gpu']['driver']}",
+            f"CUDA {versions['cuda']}",
+            f"torch {versions['torch']}",
+            f"fa3-fwd {versions['fa3-fwd']}",
+        ]
+    else:
+        cores, isa = environment["cores"], environment["cpu_isa"]
+        parts += [f"{environment['cpu']}, {cores} cores, {isa}", f"torch {environment['torch']}"]
+    return ", ".join(parts) + "."
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    lines = [f"| {' | '.join(heads)} |\n", f"|{'---|' * len(heads)}\n"]
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    return "".join([*lines, *(f"| {' | '.join(row)} |\n" for row in cells)])
+
+
+def _ms(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}x" if value >= 9.95 else f"{value:.2f}x"
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _plain(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def main() -> None:
+    """Writes both files."""
+    PAGE.write_text(page())
+    README.write_text(with_table(README.read_text(), readme_table()))
+
+
+if __name__ == "__main__":
+    main()
