@@ -151,7 +151,7 @@ def test_lists_have_an_order_on_a_gpu_alone():
 def test_an_order_that_is_given_is_filled():
     """The CPU takes lists as they come."""
     given = ck.ColumnLists(
-        torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), 64, torch.zeros(2, 6).int()
+        torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), 64, torch.zeros(3, 6).int()
     )
     filled = ck.select_columns(torch.rand(2, 3, 50), count=5, out=given)
     assert filled.order is given.order
@@ -166,8 +166,9 @@ def test_results_do_not_depend_on_the_order(device):
     q, k, v = (torch.randn(1, 2, 130, 64, device=device).to(torch.bfloat16) for _ in range(3))
     lists = poisoned_lists(torch.rand(1, 2, 3, 130, device=device) < 0.4, 64)
     expected = ck.column_sparse_attention(q, k, v, lists)
-    chains = order_of([4, 1, -1, -1, -1, -1], [-1, 3, 0, 5, 2, -1])
-    for order in (torch.full((2, 6), -1).int(), chains):
+    # 4, 2's first rows; 1, 3, 5, 0, 2's last rows
+    chains = order_of([16, 4, *[-1] * 4], [10, 12, -1, 20, 9, 0], [-1] * 6)
+    for order in (torch.full((3, 6), -1).int(), chains):
         ordered = ck.ColumnLists(lists.indices, lists.counts, 64, order.to(device))
         ordered.validate(130)
         ours = ck.column_sparse_attention(q, k, v, ordered)
@@ -178,10 +179,11 @@ def test_results_do_not_depend_on_the_order(device):
 @pytest.mark.parametrize(
     "order",
     [
-        order_of([0, 1], [-1, 0]),  # list 0 twice
-        order_of([0, -1], [-1, -1]),  # list 1 never
-        order_of([2, -1], [-1, -1]),  # there is no list 2
-        order_of([0, -1], [1, 0]),  # in a circle
+        order_of([0, 4], [-1, 0], [-1, -1]),  # list 0 twice
+        order_of([0, -1], [-1, -1], [-1, -1]),  # list 1 never
+        order_of([8, -1], [-1, -1], [-1, -1]),  # there is no list 2
+        order_of([0, -1], [4, 0], [-1, -1]),  # in a circle
+        order_of([0, -1], [5, -1], [-1, -1]),  # the second part of list 1 never
     ],
 )
 def test_validate_looks_at_the_order(order, monkeypatch):
@@ -336,12 +338,12 @@ def test_validate_looks_at_lists_on_a_gpu(gpu):
 def test_repr_tells_shapes_and_not_contents():
     lists = ck.ColumnLists(torch.zeros(1, 2, 3, 5).int(), torch.zeros(1, 2, 3).int(), 128)
     assert repr(lists) == "ColumnLists(groups=[1, 2, 3], capacity=5, query_group=128, device=cpu)"
-    lists = ck.ColumnLists(lists.indices, lists.counts, 128, torch.full((2, 6), -1).int())
+    lists = ck.ColumnLists(lists.indices, lists.counts, 128, torch.full((3, 6), -1).int())
     assert repr(lists).endswith("device=cpu, with an order)")
 
 
 def test_to_moves_both_arrays():
-    order = torch.full((2, 6), -1).int()
+    order = torch.full((3, 6), -1).int()
     lists = ck.ColumnLists(torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), 128, order)
     moved = lists.to("meta")
     assert moved.indices.device.type == moved.counts.device.type == "meta"
@@ -357,7 +359,10 @@ def test_to_moves_both_arrays():
 def test_lists_and_caches_can_be_saved(tmp_path):
     """In a process of its own, as nothing there has loaded them before."""
     lists = ck.ColumnLists(
-        torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), np.int64(128), order_of([0])
+        torch.zeros(2, 3, 5).int(),
+        torch.zeros(2, 3).int(),
+        np.int64(128),
+        order_of([0], [-1], [-1]),
     )
     torch.save((lists, ck.MlpCache(torch.ones(2), torch.zeros(3))), tmp_path / "lists.pt")
     program = """
@@ -365,7 +370,7 @@ import sys, torch, chipmunk_kernels as ck
 lists, cache = torch.load(sys.argv[1], weights_only=True)
 assert isinstance(lists, ck.ColumnLists) and isinstance(cache, ck.MlpCache)
 assert lists.query_group == 128 and lists.indices.shape == (2, 3, 5)
-assert lists.order.shape == (1, 1)
+assert lists.order.shape == (3, 1)
 assert cache.activations.tolist() == [1, 1]
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "lists.pt")], check=True)
