@@ -152,7 +152,7 @@ class NewCapsules(OldCapsules):
 def test_capsules_old_and_new(wrap):
     mask = torch.rand(2, 3, 40) < 0.4
     lists = ck.ColumnLists(torch.zeros(2, 3, 40).int(), torch.zeros(2, 3).int(), 64)
-    _core.columns_from_mask(wrap(mask), wrap(lists.indices), wrap(lists.counts), None)
+    _core.columns_from_mask(wrap(mask), 64, wrap(lists.indices), wrap(lists.counts), None)
     assert torch.equal(lists.to_mask(40), mask)
 
 
