@@ -334,7 +334,7 @@ void add_order_tests(testing::Tests& tests) {
            "every list once, whole or in both parts, got another number of times list 1");
     expect({c, a, second(3), -1, b, -1, d, -1},
            "every list once, whole or in both parts, got another number of times list 3");
-    expect({c, first(0), b, -1, -1, -1, b, -1}, "every list once, got 4 at [1, 2]");
+    expect({c, first(0), b, -1, -1, -1, b, -1}, "every list once, got 4 at [0, 2]");
     expect({first(0), -1, -1, -1, b},
            "parts behind whole lists, second ones last, got 4 at [1, 0]");
     expect({c, a, -1, b, -1, -1, d, -1}, "no first link after a -1, got 4 at [0, 3]");

@@ -22,8 +22,8 @@ namespace chipmunk {
 //   row 1  entry i: the link behind list i, or behind its part 1
 //   row 2  entry i: the link behind part 2 of list i
 // Together the multiprocessors take every list once, whole or in both parts; on each, parts come
-// behind whole lists, second parts last. `select_columns` and `columns_from_mask` fill an order that
-// they are given; on the CPU they fill it with -1, and no op reads it there.
+// behind whole lists, second parts last. `select_columns` and `columns_from_mask` fill an order
+// that they are given; on the CPU they fill it with -1, and no op reads it there.
 struct ColumnLists {
   TensorView indices;                    // [*lead, groups, capacity] int32
   TensorView counts;                     // [*lead, groups] int32

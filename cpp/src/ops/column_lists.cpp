@@ -1,7 +1,8 @@
 #include "ops/column_lists.h"
-#include "params/column_order.h"
 
 #include <string>
+
+#include "params/column_order.h"
 
 namespace chipmunk {
 namespace {

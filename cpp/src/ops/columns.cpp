@@ -202,7 +202,8 @@ void validate_order(const ArgChecker& check, const TensorView& order) {
                  ", exclusive, and parts from 0 to 2, or -1",
              link, row, list);
       }
-      if (part_of(link) < before) fail("parts behind whole lists, second ones last", link, row, list);
+      if (part_of(link) < before)
+        fail("parts behind whole lists, second ones last", link, row, list);
       before = part_of(link);
       bool& mine = taken[static_cast<size_t>(list_of(link))][static_cast<size_t>(before)];
       if (mine) fail("every list once", link, row, list);

@@ -6,8 +6,8 @@
 
 namespace chipmunk {
 
-// Calls on_cpu(params, threads) or on_cuda(params, site); neither where `params` has nothing to do or
-// the caller only wants its arguments checked.
+// Calls on_cpu(params, threads) or on_cuda(params, site); neither where `params` has nothing to do
+// or the caller only wants its arguments checked.
 template <class Params>
 void run_on(Device device, const Context& context, const Params& params,
             void (*on_cpu)(const Params&, int),
