@@ -136,6 +136,10 @@ def test_counts_past_int32_are_all_columns(device):
     counts = torch.tensor([2**33, -(2**33), 5], device=device)
     lists = ck.select_columns(scores, count=counts, max_count=40)
     assert lists.counts.tolist() == [[40, 0, 5]] * 2
+    for dtype in (torch.uint32, torch.uint64):
+        counts = torch.tensor([2**32 - 1, 0, 5], device=device, dtype=dtype)
+        lists = ck.select_columns(scores, count=counts, max_count=40)
+        assert lists.counts.tolist() == [[40, 0, 5]] * 2
 
 
 def order_of(*rows):

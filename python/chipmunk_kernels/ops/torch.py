@@ -241,8 +241,8 @@ class TorchArrays:
 
     def cast(self, array: Tensor, dtype: str) -> Tensor:
         """See `ArrayLibrary`."""
-        if array.dtype == torch.int64:
-            array = array.clamp(0, 2**31 - 1)
+        if dtype == "int32" and array.dtype.itemsize > 2:
+            array = array.double().clamp(0, 2**31 - 1)  # torch cannot clamp unsigned integers
         return array.to(getattr(torch, dtype))
 
     def run(self, op: Op, args: tuple[Any, ...]) -> None:
