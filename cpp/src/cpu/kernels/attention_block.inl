@@ -73,8 +73,8 @@ inline void block_scores(const float* const* rows, int n, int head_dim, const fl
 }
 
 // body(column, weights) for every column, `weights` its vectors 2^exponent(score, w). Two columns
-// at a time: enough vectors to keep the core busy, few enough for its registers. Always inlined: a
-// call would leave what exponent and body hold in memory.
+// at a time: enough vectors to keep the core busy, few enough for its registers. Always inlined, as
+// its callers here: a call would leave what exponent and body hold in memory.
 template <int W, class Exponent, class Body>
 __attribute__((always_inline)) inline void for_each_weights(const float* s, int n,
                                                             const Exponent& exponent,
@@ -188,7 +188,8 @@ struct ExtremeReference {
 
 // s becomes the weights, 2^exponent(s, w); total[w] is their sum over the columns.
 template <int W, class Exponent>
-inline void block_weights(float* s, int n, const Exponent& exponent, Vf (&total)[W]) {
+__attribute__((always_inline)) inline void block_weights(float* s, int n, const Exponent& exponent,
+                                                         Vf (&total)[W]) {
   Vf sum[W] = {};
   for_each_weights<W>(s, n, exponent, [&](int j, const Vf* weights) {
     for (int w = 0; w < W; ++w) {
@@ -236,8 +237,10 @@ struct LaneFactors {
 
 // sums [kBlock][kLanes] += 2^exponent(s, w) by the factors, over the panel's vectors.
 template <int W, class Exponent>
-inline void block_add_exponentials(const float* s, int n, const Exponent& exponent,
-                                   const LaneFactors<W>& factors, float* sums) {
+__attribute__((always_inline)) inline void block_add_exponentials(const float* s, int n,
+                                                                  const Exponent& exponent,
+                                                                  const LaneFactors<W>& factors,
+                                                                  float* sums) {
   for_each_weights<W>(s, n, exponent, [&](int j, const Vf* weights) {
     Vf sum = load(sums + j * kLanes);
     for (int w = 0; w < W; ++w) sum += factors.of(w, weights[w]);
