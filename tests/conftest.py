@@ -76,7 +76,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def same_start() -> None:
-    """Every test starts from the same random state, torch with one thread.
+    """Every test starts from the same random state, torch with gradients and with one thread.
 
     The tensors of the tests are small: torch's threads would wait for each other most of the time,
     40 times as long on a busy machine. Our ops follow torch's number; `cases.threads` raises it.
@@ -87,4 +87,5 @@ def same_start() -> None:
         import torch
 
         torch.manual_seed(0)
+        torch.set_grad_enabled(True)  # the benchmarks' commands switch them off
         torch.set_num_threads(1)

@@ -100,6 +100,17 @@ def test_jax_on_the_cpu():
     assert chosen.to_mask(10).sum() == 6
 
 
+def test_numbers_and_budgets_of_jax():
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    scores = jax.numpy.arange(60.0).reshape(2, 3, 10)
+    per_list = ck.select_columns(scores, count=jax.numpy.array([1, 2, 3]), max_count=5)
+    assert per_list.counts.tolist() == [[1, 2, 3]] * 2
+    by_mass = ck.select_columns(scores, mass=jax.numpy.array([[0.01], [1.0]]), max_count=8)
+    assert by_mass.counts.tolist() == [[1] * 3, [8] * 3]
+    one = ck.select_columns(scores, count=jax.numpy.array(4), seed=jax.numpy.array(3))
+    assert (one.counts == 4).all()
+
+
 def test_what_jax_cannot_do_is_unsupported():
     jax = pytest.importorskip("jax", reason="jax is not installed")
     q = jax.numpy.zeros((1, 1, 70, 64))
@@ -152,7 +163,7 @@ class NewCapsules(OldCapsules):
 def test_capsules_old_and_new(wrap):
     mask = torch.rand(2, 3, 40) < 0.4
     lists = ck.ColumnLists(torch.zeros(2, 3, 40).int(), torch.zeros(2, 3).int(), 64)
-    _core.columns_from_mask(wrap(mask), wrap(lists.indices), wrap(lists.counts), None)
+    _core.columns_from_mask(wrap(mask), 64, wrap(lists.indices), wrap(lists.counts), None)
     assert torch.equal(lists.to_mask(40), mask)
 
 

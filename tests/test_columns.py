@@ -84,6 +84,123 @@ def test_select_columns(device, data):
 
 
 @given(data=st.data())
+def test_one_budget_per_list(device, data):
+    """Numbers below 0, above n and NaN among them; any integer or floating dtype."""
+    shape = (*data.draw(shapes), data.draw(widths))
+    lead, n = shape[:-1], shape[-1]
+    generator = rng(data.draw(st.integers(0, 2**31)))
+    scores = random_scores(shape, torch.float32, "ties", device, generator)
+    options = data.draw(selections(n))
+    options["max_count"] = data.draw(st.integers(options.get("min_count", 0), n + 4))
+    broadcast = data.draw(st.sampled_from([lead, (1,) * len(lead), lead[-1:], (*lead[:-1], 1)]))
+    if options.pop("count", None) is not None:
+        dtype = data.draw(st.sampled_from([torch.int32, torch.int64, torch.int16]))
+        values = torch.randint(-3, n + 5, broadcast, generator=generator)
+        options["count"] = values.to(device, dtype)
+    else:
+        del options["mass"]
+        values = torch.rand(broadcast, generator=generator) * 1.4 - 0.2
+        values[values > 1.1] = math.nan
+        dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+        options["mass"] = values.to(device, dtype)
+    ours = ck.select_columns(scores, **options)
+    if "mass" in options:
+        options["mass"] = options["mass"].float()
+    assert_same_lists(ours, reference.select_columns(scores, **options))
+
+
+def test_equal_budgets_are_one_number(device):
+    scores = torch.rand(2, 3, 4, 90, device=device)
+    for name, value in {"count": torch.tensor(7), "mass": torch.tensor(0.5)}.items():
+        for shape in ((2, 3, 4), (3, 1), (1,)):
+            array = value.expand(shape).to(device)  # strides of 0
+            ours = ck.select_columns(scores, max_count=20, **{name: array})
+            expected = ck.select_columns(scores, max_count=20, **{name: value.item()})
+            assert_same_lists(ours, (expected.indices, expected.counts))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8, np.uint64])
+def test_counts_of_numpy(dtype):
+    scores = np.random.default_rng(0).random((2, 3, 50), np.float32)
+    counts = np.array([[0], [9]], dtype)
+    lists = ck.select_columns(scores, count=counts, max_count=60)
+    assert lists.counts.tolist() == [[0] * 3, [9] * 3]
+    assert lists.indices.shape == (2, 3, 50)
+    if dtype == np.uint64:
+        lists = ck.select_columns(scores, count=counts + 2**63, max_count=60)
+        assert (lists.counts == 50).all()
+
+
+def test_counts_past_int32_are_all_columns(device):
+    scores = torch.rand(2, 3, 50, device=device)
+    counts = torch.tensor([2**33, -(2**33), 5], device=device)
+    lists = ck.select_columns(scores, count=counts, max_count=40)
+    assert lists.counts.tolist() == [[40, 0, 5]] * 2
+    for dtype in (torch.uint32, torch.uint64):
+        counts = torch.tensor([2**32 - 1, 0, 5], device=device, dtype=dtype)
+        lists = ck.select_columns(scores, count=counts, max_count=40)
+        assert lists.counts.tolist() == [[40, 0, 5]] * 2
+
+
+def order_of(*rows):
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def test_lists_have_an_order_on_a_gpu_alone():
+    lists = ck.select_columns(torch.rand(2, 3, 50), count=7)
+    assert lists.order is None
+    assert ck.columns_from_mask(torch.rand(2, 3, 50) < 0.5).order is None
+
+
+def test_an_order_that_is_given_is_filled():
+    """The CPU takes lists as they come."""
+    given = ck.ColumnLists(
+        torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), 64, torch.zeros(3, 6).int()
+    )
+    filled = ck.select_columns(torch.rand(2, 3, 50), count=5, out=given)
+    assert filled.order is given.order
+    assert (filled.order[0] == -1).all()
+    given.order.zero_()
+    ck.columns_from_mask(torch.rand(2, 3, 50) < 0.05, out=given)
+    assert (given.order[0] == -1).all()
+    given.validate(50)
+
+
+def test_results_do_not_depend_on_the_order(device):
+    q, k, v = (torch.randn(1, 2, 130, 64, device=device).to(torch.bfloat16) for _ in range(3))
+    lists = poisoned_lists(torch.rand(1, 2, 3, 130, device=device) < 0.4, 64)
+    expected = ck.column_sparse_attention(q, k, v, lists)
+    # 4, 2's first rows; 1, 3, 5, 0, 2's last rows
+    chains = order_of([16, 4, *[-1] * 4], [10, 12, -1, 20, 9, 0], [-1] * 6)
+    for order in (torch.full((3, 6), -1).int(), chains):
+        ordered = ck.ColumnLists(lists.indices, lists.counts, 64, order.to(device))
+        ordered.validate(130)
+        ours = ck.column_sparse_attention(q, k, v, ordered)
+        assert torch.equal(ours[0], expected[0])
+        assert torch.equal(ours[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        order_of([0, 4], [-1, 0], [-1, -1]),  # list 0 twice
+        order_of([0, -1], [-1, -1], [-1, -1]),  # list 1 never
+        order_of([8, -1], [-1, -1], [-1, -1]),  # there is no list 2
+        order_of([0, -1], [4, 0], [-1, -1]),  # in a circle
+        order_of([0, -1], [5, -1], [-1, -1]),  # the second part of list 1 never
+    ],
+)
+def test_validate_looks_at_the_order(order, monkeypatch):
+    lists = ck.ColumnLists(torch.zeros(1, 1, 2, 3).int(), torch.zeros(1, 1, 2).int(), 64, order)
+    with pytest.raises(ValueError, match=r"^validate: columns\.order: expected"):
+        lists.validate(9)
+    monkeypatch.setenv("CHIPMUNK_CHECK", "1")
+    q = torch.randn(1, 1, 100, 64)
+    with pytest.raises(ValueError, match=r"^column_sparse_attention: columns\.order: expected"):
+        ck.column_sparse_attention(q, q, q, lists)
+
+
+@given(data=st.data())
 def test_columns_from_mask_and_back(device, data):
     shape = (*data.draw(shapes), data.draw(widths))
     generator = rng(data.draw(st.integers(0, 2**31)))
@@ -225,13 +342,18 @@ def test_validate_looks_at_lists_on_a_gpu(gpu):
 def test_repr_tells_shapes_and_not_contents():
     lists = ck.ColumnLists(torch.zeros(1, 2, 3, 5).int(), torch.zeros(1, 2, 3).int(), 128)
     assert repr(lists) == "ColumnLists(groups=[1, 2, 3], capacity=5, query_group=128, device=cpu)"
+    lists = ck.ColumnLists(lists.indices, lists.counts, 128, torch.full((3, 6), -1).int())
+    assert repr(lists).endswith("device=cpu, with an order)")
 
 
 def test_to_moves_both_arrays():
-    lists = ck.ColumnLists(torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), 128)
+    order = torch.full((3, 6), -1).int()
+    lists = ck.ColumnLists(torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), 128, order)
     moved = lists.to("meta")
     assert moved.indices.device.type == moved.counts.device.type == "meta"
     assert moved.query_group == 128
+    assert moved.order is None  # it was made for one device
+    assert lists.to("cpu").order is order
     numpy_lists = lists_with(GOOD, [[3, 1]])
     assert numpy_lists.to("cpu").indices is numpy_lists.indices
     with pytest.raises(ck.UnsupportedError, match="numpy arrays live on the cpu, not cuda"):
@@ -240,13 +362,19 @@ def test_to_moves_both_arrays():
 
 def test_lists_and_caches_can_be_saved(tmp_path):
     """In a process of its own, as nothing there has loaded them before."""
-    lists = ck.ColumnLists(torch.zeros(2, 3, 5).int(), torch.zeros(2, 3).int(), np.int64(128))
+    lists = ck.ColumnLists(
+        torch.zeros(2, 3, 5).int(),
+        torch.zeros(2, 3).int(),
+        np.int64(128),
+        order_of([0], [-1], [-1]),
+    )
     torch.save((lists, ck.MlpCache(torch.ones(2), torch.zeros(3))), tmp_path / "lists.pt")
     program = """
 import sys, torch, chipmunk_kernels as ck
 lists, cache = torch.load(sys.argv[1], weights_only=True)
 assert isinstance(lists, ck.ColumnLists) and isinstance(cache, ck.MlpCache)
 assert lists.query_group == 128 and lists.indices.shape == (2, 3, 5)
+assert lists.order.shape == (3, 1)
 assert cache.activations.tolist() == [1, 1]
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "lists.pt")], check=True)

@@ -185,6 +185,14 @@ void add_selection_tests(testing::Tests& tests) {
     tests.check(!lists.indices.same_bits(other.indices), "another seed, other columns");
   });
 
+  tests.add("a call that only checks its arguments writes nothing", [&] {
+    Lists lists({2}, 3);
+    const Tensor scores(DType::kFloat32, {2, 9});
+    chipmunk::select_columns(scores, nullptr, {.count = 3}, lists.lists(),
+                             Context{.check_only = true});
+    tests.check(lists.counts.get({0}) == -7 && lists.counts.get({1}) == -7, "counts kept");
+  });
+
   tests.add("empty scores", [&] {
     Lists no_columns({2}, 0);
     chipmunk::select_columns(Tensor(DType::kFloat32, {2, 0}), nullptr, {.mass = 0.5},

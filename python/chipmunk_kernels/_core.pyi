@@ -131,6 +131,7 @@ def select_columns(
     max_count: int | None,
     random_fraction: float,
     seed: int | None,
+    query_group: int,
     indices: Any,
     counts: Any,
     order: Any,
@@ -139,6 +140,7 @@ def select_columns(
 ) -> None: ...
 def columns_from_mask(
     mask: Any,
+    query_group: int,
     indices: Any,
     counts: Any,
     order: Any,

@@ -90,8 +90,13 @@ def type_name(value: object) -> str:
     return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
+def is_on_cpu(value: Any) -> bool:
+    """Whether `value` can be read at once: no array, or one on the CPU."""
+    return "cpu" in str(getattr(value, "device", "cpu")).lower()  # jax: "TFRT_CPU_0"
+
+
 def _on_cpu(value: Any) -> Any:
-    if str(getattr(value, "device", "cpu")) != "cpu":
+    if not is_on_cpu(value):
         raise TypeError
     return value
 

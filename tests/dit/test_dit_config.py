@@ -127,7 +127,7 @@ def test_kept_numbers():
         ),
         (
             lambda: dit.StepCacheConfig(threshold=0),
-            "StepCacheConfig: threshold: expected more than 0, got 0",
+            "StepCacheConfig: threshold: expected more than 0, got 0.0",
         ),
         (
             lambda: dit.StepCacheConfig(threshold=math.nan),

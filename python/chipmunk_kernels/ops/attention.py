@@ -208,7 +208,8 @@ def _scale(op: str, softmax_scale: Any) -> float | None:
 
 
 def _combine(name: str, parts: Mapping[str, object], out: object) -> Any:
-    op, arguments = OPS[name], dict[str, Any]()
+    op = OPS[name]
+    arguments: dict[str, Any] = {}
     for part, pair in parts.items():
         arguments[f"{part}_out"], arguments[f"{part}_lse"] = _pair(name, part, pair)
     first = op.arguments[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from chipmunk_kernels.arguments import integer, real, refuse, type_name
+from chipmunk_kernels.arguments import integer, is_on_cpu, real, refuse, type_name
 from chipmunk_kernels.ops import checked
 from chipmunk_kernels.ops.arrays import (
     ArrayLibrary,
@@ -257,7 +257,7 @@ def _fraction(op: str, name: str, value: Any) -> float:
 def _is_array(value: Any) -> bool:
     """Not a number: arrays without dimensions count as numbers where they can be read at once."""
     shape = getattr(value, "shape", None)
-    return shape is not None and (len(shape) > 0 or device_name(value) != "cpu")
+    return shape is not None and (len(shape) > 0 or not is_on_cpu(value))
 
 
 def _number_or_array(

@@ -39,7 +39,7 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 def _on_cpu(op: Op, call: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
-        if torch.is_grad_enabled() or _forward_ad._current_level >= 0:
+        if _may_want_gradients(args):
             _refuse_gradients(op, args)
         if not _HAS_EXCHANGE_TABLE:
             args = _detached(args)
@@ -52,7 +52,7 @@ def _on_cpu(op: Op, call: Callable[..., None]) -> Callable[..., None]:
 
 def _on_cuda(op: Op, call: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
-        if torch.is_grad_enabled() or _forward_ad._current_level >= 0:
+        if _may_want_gradients(args):
             _refuse_gradients(op, args)
         if _core.checks_enabled():
             checked.check(op, args, _to_host)
@@ -137,6 +137,13 @@ def _under_functorch(op: Op) -> Callable[..., None]:
             getattr(torch.ops.chipmunk_kernels, op.name).default(*args)
 
     return run
+
+
+def _may_want_gradients(args: tuple[Any, ...]) -> bool:
+    """False for nearly all calls, and quick to say so."""
+    if _forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and _torch._C._any_requires_grad(*args)
 
 
 def _refuse_gradients(op: Op, args: tuple[Any, ...]) -> None:
@@ -234,8 +241,8 @@ class TorchArrays:
 
     def cast(self, array: Tensor, dtype: str) -> Tensor:
         """See `ArrayLibrary`."""
-        if array.dtype == torch.int64:
-            array = array.clamp(0, 2**31 - 1)
+        if dtype == "int32" and array.dtype.itemsize > 2:
+            array = array.double().clamp(0, 2**31 - 1)  # torch cannot clamp unsigned integers
         return array.to(getattr(torch, dtype))
 
     def run(self, op: Op, args: tuple[Any, ...]) -> None:
