@@ -58,11 +58,11 @@ struct Rows {
   // Offset in elements of row `row`, counted in row-major order over the leading dimensions.
   constexpr int64_t offset(int64_t row) const {
     int64_t offset = 0;
-    for (int32_t i = rank - 1; i > 0; --i) {
+    for (int32_t i = rank - 1; i >= 0; --i) {
       offset += row % shape[i] * strides[i];
       row /= shape[i];
     }
-    return rank > 0 ? offset + row * strides[0] : offset;
+    return offset;
   }
 };
 

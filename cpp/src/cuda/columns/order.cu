@@ -18,7 +18,7 @@
 namespace chipmunk::cuda {
 namespace order {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kBinsPerLane = 8;
 constexpr int kMaxBins = 32 * kBinsPerLane - 1;  // multiprocessors; 255 stands for none
@@ -75,7 +75,8 @@ __device__ void reduce(int64_t sum, int32_t least, int32_t most, Scratch& scratc
   __syncthreads();
 }
 
-// Sorts the first `size` keys, a power of two, the greatest first.
+// Sorts the first `size` keys, a power of two, the greatest first. Steps of up to 32 stay within 64
+// keys, which are always the same warp's.
 __device__ void sort(Key* keys, int32_t size) {
   for (int32_t run = 2; run <= size; run *= 2) {
     for (int32_t step = run / 2; step > 0; step /= 2) {
@@ -84,9 +85,15 @@ __device__ void sort(Key* keys, int32_t size) {
         const Key a = keys[low], b = keys[high];
         if ((a < b) == ((low & run) == 0)) keys[low] = b, keys[high] = a;
       }
-      __syncthreads();
+      const int32_t next = step > 1 ? step / 2 : run;
+      if (step > 32 || next > 32) {
+        __syncthreads();
+      } else {
+        __syncwarp();
+      }
     }
   }
+  __syncthreads();
 }
 
 // Sorts a warp's words, the least first; lane l holds numbers kBinsPerLane * l and on.
@@ -165,29 +172,42 @@ __device__ void deal(int32_t parts, int32_t bins, int shift, Scratch& scratch) {
   }
 }
 
-// Links this thread's multiprocessor's parts of one kind, of the window's lists in their order.
+// Links a multiprocessor's parts of one kind, of the window's lists in their order. By one warp.
 __device__ void link(const ColumnOrderParams& p, int32_t begin, int32_t lists, ListPart kind,
-                     Scratch& scratch) {
-  const auto bin = static_cast<int32_t>(threadIdx.x);
+                     int32_t bin, Scratch& scratch) {
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
   const auto* owners = reinterpret_cast<const uint4*>(scratch.owners[static_cast<int>(kind)]);
   const uint32_t pattern = static_cast<uint32_t>(bin) * 0x01010101u;
+  int32_t* const behind = p.order + static_cast<int64_t>(order_row_behind(kind)) * p.lists;
   int32_t* tail = scratch.tails[bin];
-  for (int32_t at = 0; at < lists; at += 16) {
-    const uint4 sixteen = owners[at / 16];
+  for (int32_t at = 0; at < lists; at += 32 * 16) {
+    const uint4 sixteen = owners[at / 16 + lane];
     const uint32_t words[4] = {sixteen.x, sixteen.y, sixteen.z, sixteen.w};
+    uint32_t mine = 0;  // which of this lane's sixteen lists
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
-      uint32_t mine = __vcmpeq4(words[word], pattern);
-      while (mine != 0) {
-        const int byte = (__ffs(static_cast<int>(mine)) - 1) / 8;
-        mine &= ~(0xffu << 8 * byte);
-        const int32_t list = begin + at + 4 * word + byte;
-        *tail = order_link(list, kind);
-        tail = p.order + static_cast<int64_t>(order_row_behind(kind)) * p.lists + list;
-      }
+      mine |= ((__vcmpeq4(words[word], pattern) & 0x08040201u) * 0x01010101u >> 24) << 4 * word;
     }
+    const unsigned lanes = __ballot_sync(kWholeWarp, mine != 0);
+    if (lanes == 0) continue;
+    const int32_t base = begin + at + 16 * lane;
+    const int32_t first = base + __ffs(static_cast<int>(mine)) - 1;
+    const unsigned later = lane == 31 ? 0 : lanes >> (lane + 1) << (lane + 1);
+    const int32_t next = __shfl_sync(kWholeWarp, first, later != 0 ? __ffs(later) - 1 : lane);
+    int32_t list = first;
+    for (uint32_t left = mine & (mine - 1); left != 0; left &= left - 1) {
+      const int32_t after = base + __ffs(static_cast<int>(left)) - 1;
+      behind[list] = order_link(after, kind);
+      list = after;
+    }
+    if (mine != 0 && later != 0) behind[list] = order_link(next, kind);
+    const int32_t head = __shfl_sync(kWholeWarp, first, __ffs(static_cast<int>(lanes)) - 1);
+    list = __shfl_sync(kWholeWarp, list, 31 - __clz(static_cast<int>(lanes)));
+    if (lane == 0) *tail = order_link(head, kind);
+    tail = behind + list;
   }
-  scratch.tails[bin] = tail;
+  if (lane == 0) scratch.tails[bin] = tail;
+  __syncwarp();
 }
 
 }  // namespace order
@@ -252,13 +272,13 @@ __global__ void __launch_bounds__(order::kThreads, 1)
     sort(scratch.keys, size);
     if (thread < 32) deal(parts, bins, shift, scratch);
     __syncthreads();
-    if (thread < bins) {
-      link(p, begin, whole, ListPart::kWhole, scratch);
+    for (int32_t bin = thread / 32; bin < bins; bin += kWarps) {
+      link(p, begin, whole, ListPart::kWhole, bin, scratch);
       // A multiprocessor's tiles have ever fewer rows, so lists are split where there is one
       // window.
       if (parts > whole) {
-        link(p, begin, whole, ListPart::kFirst128Rows, scratch);
-        link(p, begin, whole, ListPart::kFromRow128, scratch);
+        link(p, begin, whole, ListPart::kFirst128Rows, bin, scratch);
+        link(p, begin, whole, ListPart::kFromRow128, bin, scratch);
       }
     }
   }
