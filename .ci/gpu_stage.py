@@ -54,6 +54,7 @@ SANITIZERS = {
 }
 CASE_TIMEOUT_S = 240  # of a process; longer where it has several cases
 JOBS = 4
+MAX_HAZARDS = 10**9  # of a process under racecheck; beyond, it stops to report
 # cuDevice attributes
 _MAJOR, _MINOR = 75, 76
 
@@ -231,6 +232,7 @@ def under(tool: str, kind: str, cases: Sequence[str]) -> tuple[int | None, str]:
     command += [*SANITIZERS[kind], sys.executable, str(CASES), *cases]
     # Without its cache torch asks the driver for every tensor: bounds and first writes are known.
     variables = {**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
+    variables["NV_COMPUTE_SANITIZER_MAX_RACECHECK_HAZARDS"] = str(MAX_HAZARDS)
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

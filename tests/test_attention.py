@@ -281,15 +281,15 @@ class ExtremeCase:
             pytest.skip("float32 runs on the CPU only")
         generator = rng(11)
         q, k = (
-            ((torch.rand(1, 2, 150, 64, generator=generator) * 2 - 1) * size).to(device, dtype)
+            ((torch.rand(1, 2, 192, 64, generator=generator) * 2 - 1) * size).to(device, dtype)
             for _ in range(2)
         )
-        self.qkv = q, k, randn((1, 2, 150, 64), dtype, device, generator)
+        self.qkv = q, k, randn((1, 2, 192, 64), dtype, device, generator)
         self.scores = q.double() @ k.double().mT * (0.125 if scale is None else scale)
-        self.rounding = 150**0.5 * self.scores.abs().max().item() * torch.finfo(torch.float32).eps
-        mask = torch.rand(1, 2, 3, 150, generator=generator) < 0.5
+        self.rounding = 192**0.5 * self.scores.abs().max().item() * torch.finfo(torch.float32).eps
+        mask = torch.rand(1, 2, 3, 192, generator=generator) < 0.5
         self.mask = mask.to(device)
-        self.listed = self.mask.repeat_interleave(50, dim=2)
+        self.listed = self.mask.repeat_interleave(64, dim=2)
 
     def certain(self, scores):
         first, second = scores.topk(2).values.unbind(-1)
@@ -316,8 +316,8 @@ def test_scores_of_any_size(device, dtype, size, scale):
     exact = reference.dense_attention(*doubled(q, k, v), **options)
     case.check(dense, reference.dense_attention(q, k, v, **options), exact, case.scores)
 
-    columns = poisoned_lists(case.mask, 50)
-    lists = columns.indices, columns.counts, 50
+    columns = poisoned_lists(case.mask, 64)
+    lists = columns.indices, columns.counts, 64
     listed = case.scores.masked_fill(~case.listed, -math.inf)
     rest = randn(v.shape, dtype, device, rng(12)), exact[1].float().clamp(-1e38, 1e38)
     rest[1][..., ::3] *= 0.5
@@ -336,13 +336,13 @@ def test_scores_of_any_size(device, dtype, size, scale):
 def test_column_sums_of_scores_of_any_size(device, dtype, size, scale):
     case = ExtremeCase(dtype, size, scale, device)
     q, k, v = case.qkv
-    options = {"softmax_scale": scale, "query_group": 50}
+    options = {"softmax_scale": scale, "query_group": 64}
     *part, sums = ck.dense_attention_column_sums(q, k, v, **options)
     *native, native_sums = reference.dense_attention_column_sums(q, k, v, **options)
     *exact, exact_sums = reference.dense_attention_column_sums(*doubled(q, k, v), **options)
     case.check(part, native, exact, case.scores)
-    assert_as_good_as_torch(sums, native_sums, exact_sums, sums=50 * case.rounding)
-    certain = case.certain(case.scores).unflatten(-1, (3, 50)).all(-1)
+    assert_as_good_as_torch(sums, native_sums, exact_sums, sums=64 * case.rounding)
+    certain = case.certain(case.scores).unflatten(-1, (3, 64)).all(-1)
     torch.testing.assert_close(sums[certain].double(), exact_sums[certain], rtol=1e-6, atol=1e-15)
     # Whatever the reference, exp(score - reference) is a number, 0 or inf.
     for lse in (exact[1].float(), torch.full_like(part[1], 3e38), torch.full_like(part[1], -3e38)):

@@ -179,7 +179,7 @@ __device__ void link(const ColumnOrderParams& p, int32_t begin, int32_t lists, L
   const auto* owners = reinterpret_cast<const uint4*>(scratch.owners[static_cast<int>(kind)]);
   const uint32_t pattern = static_cast<uint32_t>(bin) * 0x01010101u;
   int32_t* const behind = p.order + static_cast<int64_t>(order_row_behind(kind)) * p.lists;
-  int32_t* tail = scratch.tails[bin];
+  int32_t* tail = lane == 0 ? scratch.tails[bin] : nullptr;  // lane 0's
   for (int32_t at = 0; at < lists; at += 32 * 16) {
     const uint4 sixteen = owners[at / 16 + lane];
     const uint32_t words[4] = {sixteen.x, sixteen.y, sixteen.z, sixteen.w};
