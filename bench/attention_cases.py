@@ -71,7 +71,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Check:
-    """Largest errors over the sampled rows, and what the rule of docs/style.md allows."""
+    """Largest errors over the sampled rows, and what the rule of docs/numerics.md allows."""
 
     error: float
     allowed: float

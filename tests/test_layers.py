@@ -1,4 +1,4 @@
-"""The include rule of docs/architecture.md, by reading the files."""
+"""The include rule of CONTRIBUTING.md, by reading the files."""
 
 from __future__ import annotations
 

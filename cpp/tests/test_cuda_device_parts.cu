@@ -347,18 +347,17 @@ __global__ void weigh_rows(const float* scores, float scale, const float* rest_l
     }
   };
   OnlineSoftmax softmax;
-  const float scale_log2 = scale * kLog2E;
+  softmax.scale_log2 = scale * kLog2E;
   float x[8], part[2], factor[2] = {1, 1};
   load(0, x);
-  softmax.start(x, scale_log2);
-  softmax.weigh_any(x, softmax.sum, scale_log2);
+  softmax.start(x);
+  softmax.weigh(x, softmax.sum);
   load(1, x);
   softmax.weigh(x, part);
-  const float most = kMostWeight<__half>;
-  if (__any_sync(0xffffffffu, !(part[0] <= most && part[1] <= most))) {
+  if (__any_sync(0xffffffffu, part[0] > kMostWeight<__half> || part[1] > kMostWeight<__half>)) {
     load(1, x);
-    softmax.raise(x, factor, scale_log2);
-    softmax.weigh_any(x, part, scale_log2);
+    softmax.raise(x, factor);
+    softmax.weigh(x, part);
   }
   softmax.add(part);
   softmax.finish();
@@ -373,7 +372,7 @@ __global__ void weigh_rows(const float* scores, float scale, const float* rest_l
       out[16 + row] = weight * own;  // of all: the share of this part
       out[32 + row] = rest;
       out[48 + row] =
-          OnlineSoftmax::lse(softmax.reference[r], softmax.sum[r], softmax.exact() ? 1.0f : unit);
+          OnlineSoftmax::lse(softmax.reference[r], softmax.sum[r], softmax.exact ? 1.0f : unit);
     }
   }
 }

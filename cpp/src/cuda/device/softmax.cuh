@@ -65,47 +65,50 @@ inline constexpr float kMostWeight<__half> = 0x1p15f;
 // 0 whatever came before.
 //
 // A reference from kHuge on is no longer a good one: half an ulp of it is an octave of weight and
-// more. A warp that meets one turns to exact weights, exp2(scale_log2 * (score - reference)), whose
-// reference is a score and not scaled. It marks its scale for that: `weigh` then gives NaN, which
-// passes no bound, so that ordinary scores pay nothing.
+// more. A warp that meets one, or that raises one, turns to exact weights, exp2(scale_log2 * (score
+// - reference)), whose reference is a score and not scaled. They cost one instruction a score more.
 struct OnlineSoftmax {
   static constexpr float kHuge = 0x1p24f;
 
-  float scale_log2;    // NaN: weights are exact; equal in a warp
+  float scale_log2;
   float reference[2];  // equal in a quad
   float sum[2];        // of this lane's columns; after finish() of the quad's
-
-  __device__ bool exact() const { return scale_log2 != scale_log2; }
+  bool exact;          // equal in a warp
 
   // Takes the reference from the first scores.
   template <int kScores>
-  __device__ void start(const float (&scores)[kScores], float scale) {
+  __device__ void start(const float (&scores)[kScores]) {
     float top[2];
     quad_max_of(scores, top);
-    scale_log2 = scale;
-    reference[0] = fmaxf(top[0] * scale, -FLT_MAX);
-    reference[1] = fmaxf(top[1] * scale, -FLT_MAX);
-    if (any_huge(reference)) {
-      reference[0] = fmaxf(top[0], -FLT_MAX), reference[1] = fmaxf(top[1], -FLT_MAX);
-      scale_log2 = NAN;
-    }
+    reference[0] = fmaxf(top[0] * scale_log2, -FLT_MAX);
+    reference[1] = fmaxf(top[1] * scale_log2, -FLT_MAX);
+    exact = any_huge(reference);
+    if (exact) reference[0] = fmaxf(top[0], -FLT_MAX), reference[1] = fmaxf(top[1], -FLT_MAX);
   }
 
   // Turns a tile's scores into weights, by the reference as it is; `part` is what to add to `sum`.
   template <int kScores>
   __device__ void weigh(float (&scores)[kScores], float (&part)[2]) const {
-    weigh(scores, part, scale_log2, reference);
-  }
-  // The same behind `start` or `raise`, whether weights are exact or not.
-  template <int kScores>
-  __device__ void weigh_any(float (&scores)[kScores], float (&part)[2], float scale) const {
     float offset[2] = {reference[0], reference[1]};
-    if (exact()) {
+    if (exact) {
 #pragma unroll
       for (int i = 0; i < kScores; ++i) scores[i] -= reference[i >> 1 & 1];
       offset[0] = offset[1] = 0.0f;
     }
-    weigh(scores, part, scale, offset);
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float even, odd;
+#pragma unroll
+      for (int i = 0; i < kScores / 4; ++i) {
+        float& a = scores[4 * i + 2 * row];
+        float& b = scores[4 * i + 2 * row + 1];
+        a = exp2_approximate(fmaf(a, scale_log2, -offset[row]));
+        b = exp2_approximate(fmaf(b, scale_log2, -offset[row]));
+        even = i == 0 ? a : even + a;
+        odd = i == 0 ? b : odd + b;
+      }
+      part[row] = even + odd;
+    }
   }
 
   __device__ void add(const float (&part)[2]) {
@@ -113,38 +116,32 @@ struct OnlineSoftmax {
     sum[1] += part[1];
   }
 
-  // Raises the reference to a tile's maximum before it is weighed; what was accumulated under the
-  // old one is to be multiplied by `factor`.
+  // Raises the reference to a tile's maximum before it is weighed, exactly from then on; what was
+  // accumulated under the old one is to be multiplied by `factor`.
   template <int kScores>
-  __device__ void raise(const float (&scores)[kScores], float (&factor)[2], float scale) {
-    float top[2];
-    quad_max_of(scores, top);
-    const float scaled[2] = {fmaxf(top[0] * scale, reference[0]),
-                             fmaxf(top[1] * scale, reference[1])};
-    const bool was_exact = exact(), turns = !was_exact && any_huge(scaled);
-    if (turns) scale_log2 = NAN;
+  __device__ void raise(const float (&scores)[kScores], float (&factor)[2]) {
+    float tops[2];
+    quad_max_of(scores, tops);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float old = reference[row];
-      if (turns) {
-        // Some 2^-22 of the old score off, which the factor knows; NaN where the scale is 0.
-        const float old_score = old * reciprocal_approximate(scale);
-        reference[row] = fmaxf(fmaxf(top[row], old_score), -FLT_MAX);
-        factor[row] = exp2_approximate(fmaf(-reference[row], scale, old));
-      } else {
-        reference[row] = was_exact ? fmaxf(top[row], old) : scaled[row];
-        factor[row] = exp2_approximate((old - reference[row]) * (was_exact ? scale : 1.0f));
-      }
+      // Some 2^-22 of it off, which the factor knows; NaN where the scale is 0.
+      const float old_score = exact ? old : old * reciprocal_approximate(scale_log2);
+      const float score = fmaxf(fmaxf(tops[row], old_score), -FLT_MAX);
+      factor[row] =
+          exp2_approximate(exact ? (old - score) * scale_log2 : fmaf(-score, scale_log2, old));
       if (old == -FLT_MAX) factor[row] = 0.0f;  // no score yet
+      reference[row] = score;
       sum[row] *= factor[row];
     }
+    exact = true;
   }
 
   // Behind a tile's last weights, before `lse` and `merge`.
   __device__ void finish() { quad_sum(sum); }
 
   // What the reference counts in, as a natural logarithm; `scale` is scale_log2 * ln 2.
-  __device__ float unit(float scale) const { return exact() ? scale : kLn2; }
+  __device__ float unit(float scale) const { return exact ? scale : kLn2; }
   // The natural logarithm of a row's sum of exponentials. -inf for a sum of 0: every score was
   // -inf. Any other sum holds a weight of some 1.
   __device__ static float lse(float reference, float sum, float unit) {
@@ -156,7 +153,7 @@ struct OnlineSoftmax {
   // weights are exact.
   __device__ void merge(int row, float rest_lse, float scale, float& own, float& rest) {
     float mine = reference[row], theirs = rest_lse * kLog2E, octaves = 1.0f, normal = 1.0f;
-    if (exact()) {
+    if (exact) {
       mine = lse(reference[row], sum[row], scale);
       theirs = rest_lse;
       octaves = kLog2E;
@@ -174,25 +171,6 @@ struct OnlineSoftmax {
   }
 
  private:
-  template <int kScores>
-  static __device__ __forceinline__ void weigh(float (&scores)[kScores], float (&part)[2],
-                                               float scale, const float (&offset)[2]) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      float even, odd;
-#pragma unroll
-      for (int i = 0; i < kScores / 4; ++i) {
-        float& a = scores[4 * i + 2 * row];
-        float& b = scores[4 * i + 2 * row + 1];
-        a = exp2_approximate(fmaf(a, scale, -offset[row]));
-        b = exp2_approximate(fmaf(b, scale, -offset[row]));
-        even = i == 0 ? a : even + a;
-        odd = i == 0 ? b : odd + b;
-      }
-      part[row] = even + odd;
-    }
-  }
-
   // -FLT_MAX stands for no score yet.
   static __device__ bool any_huge(const float (&reference)[2]) {
     const bool mine = (fabsf(reference[0]) >= kHuge && reference[0] != -FLT_MAX) ||

@@ -111,12 +111,13 @@ class Consumer {
     const Work& work = shared.work[n_];
     const KeyTiles<kKeys> keys(work.count);
     next_turn_ = kTurn + (w + 1 == work.warpgroups ? 0 : w + 1);
+    softmax.scale_log2 = p.scale_log2;
     products_.finish_qk();
     release_k();
     if (keys.tiles == 1) take_next_queries();
     products_.mask_from(keys.first);
-    softmax.start(products_.scores, p.scale_log2);
-    softmax.weigh_any(products_.scores, softmax.sum, p.scale_log2);
+    softmax.start(products_.scores);
+    softmax.weigh(products_.scores, softmax.sum);
     products_.pack_weights();
     if (n_ > 0) release_result();
     products_.clear_out();
@@ -143,21 +144,21 @@ class Consumer {
     write_out(softmax);
   }
 
-  // Weighs scores by the reference as it is. If that makes them too large, or exact weights are
-  // wanted, they are computed again and may raise it.
+  // Weighs scores by the reference as it is. If that makes them too large they are computed again
+  // and raise it.
   __device__ __forceinline__ void weigh(OnlineSoftmax& softmax) {
     constexpr float kMost = kMostWeight<typename Traits::Element>;
     float part[2];
     softmax.weigh(products_.scores, part);
     if constexpr (!Traits::kOverlapped) products_.pack_weights();
-    if (__any_sync(0xffffffffu, !(part[0] <= kMost && part[1] <= kMost))) {
+    if (__any_sync(0xffffffffu, part[0] > kMost || part[1] > kMost)) {
       if constexpr (Traits::kOverlapped) products_.finish_pv();  // before its sums are scaled
       multiply_qk_again<Traits>(p.op.attention, rows(), shared.k_stage(slot_.stage),
                                 products_.scores);
       float factor[2];
-      softmax.raise(products_.scores, factor, p.scale_log2);
+      softmax.raise(products_.scores, factor);
       products_.scale_out(factor);
-      softmax.weigh_any(products_.scores, part, p.scale_log2);
+      softmax.weigh(products_.scores, part);
       if constexpr (!Traits::kOverlapped) products_.pack_weights();
     }
     softmax.add(part);
@@ -183,7 +184,7 @@ class Consumer {
       const uint32_t mine = read_thread() % 32 / 4;
       const float rest_lse[2] = {lses[mine], lses[mine + 8]};
       merge_rows<Traits>(staged, rest_lse, softmax, unit, products_.out);
-      if (softmax.exact()) unit = 1.0f;
+      if (softmax.exact) unit = 1.0f;
     } else {
       stage_rows<Traits>(staged, softmax, products_.out, wait);
     }
