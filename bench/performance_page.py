@@ -14,15 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from performance_cpu import CALLS, cpu_attention, cpu_mlp, cpu_overhead, demo_runs
+from performance_markdown import Results, ms, percent, plain, section, table, times, whole
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 README = ROOT / "README.md"
 README_MARKS = ("<!-- from bench/performance_page.py -->\n", "<!-- to here -->\n")
 
-Results = dict[str, Any]
 Row = Mapping[str, Any]
-Cell = str | float | None
 
 OURS, FA3, WITH_REST = "random", "fa3", "random + rest"
 EQUAL, LENGTHS, UNORDERED = "equal", "lengths", "lengths, no order"
@@ -34,27 +35,6 @@ MODELS = {
     "wan-720p": "WAN 14B, 720p",
     "hunyuan-720p": "HunyuanVideo, 720p",
 }
-CALLS = {
-    "ck, out given": "outputs given",
-    "ck, rest, out given": "outputs given, with a rest",
-    "ck, allocating": "outputs allocated",
-    "ck, numpy, allocating": "NumPy arrays, outputs allocated",
-    "torch operator": "`torch.ops.chipmunk_kernels` alone, outputs given",
-    "extension": "the extension module alone",
-    "two torch.empty": "two `torch.empty`, for comparison",
-    "torch sdpa": "torch's `scaled_dot_product_attention`",
-    "torch sdpa, no query": "torch's `scaled_dot_product_attention`, no query rows",
-    "fa3": "FlashAttention-3's wheel",
-}
-CPU_ATTENTION = {
-    "torch": "torch's dense attention",
-    "dense": "`dense_attention`",
-    "sums": "`dense_attention_column_sums`, `reference_lse` given",
-    "exact sums": "`dense_attention_column_sums`, exact",
-    "sparse": "`column_sparse_attention`",
-    "merged": "`column_sparse_attention`, a rest merged",
-}
-
 HEAD = """# Performance
 
 Written by `python bench/performance_page.py` from `bench/results/*.json`: do not edit. Each table is of one commit on one machine, named above it.
@@ -75,15 +55,15 @@ def page(results: Path = RESULTS) -> str:
     """The whole of docs/performance.md."""
     gpu = [_gpu_sections(folder) for folder in (results, *_other_cards(results))]
     sections = [s for card in gpu for s in card]
-    for name, section in (
-        ("attention_cpu", _cpu_attention),
-        ("mlp_cpu", _cpu_mlp),
-        ("overhead", _cpu_overhead),
-        ("demo_cpu", _demo),
+    for name, write in (
+        ("attention_cpu", cpu_attention),
+        ("mlp_cpu", cpu_mlp),
+        ("overhead", cpu_overhead),
+        ("demo_cpu", demo_runs),
     ):
         found = _load(results / f"{name}.json")
         if found is not None:
-            sections.append(section(found))
+            sections.append(write(found))
     return "\n".join([HEAD, *sections])
 
 
@@ -97,10 +77,10 @@ def readme_table(results: Path = RESULTS) -> str:
             MODELS.get(row["shape"], row["shape"]),
             *_place(row),
             f"{row['sparsity']:.1%}",
-            _ms(_of(row, FA3, "median_ms")),
-            _ms(_of(row, OURS, "median_ms")),
-            _times(_of(row, OURS, "over_fa3")),
-            _times(_most_possible(row)),
+            ms(_of(row, FA3, "median_ms")),
+            ms(_of(row, OURS, "median_ms")),
+            times(_of(row, OURS, "over_fa3")),
+            times(_most_possible(row)),
         )
         for row in _of_record(found)
     ]
@@ -108,7 +88,7 @@ def readme_table(results: Path = RESULTS) -> str:
         *("shape of", "heads x tokens", "columns kept", "sparsity"),
         *("FlashAttention-3, ms", "ours, ms", "speed-up", "most possible"),
     )
-    return f"One {_card(found)}, head dim 128, bfloat16, lists given:\n\n{_table(heads, rows)}"
+    return f"One {_card(found)}, head dim 128, bfloat16, lists given:\n\n{table(heads, rows)}"
 
 
 def with_table(readme: str, table: str) -> str:
@@ -152,15 +132,15 @@ def _anchors(found: Results) -> str:
         (
             *_place(row),
             f"{row['sparsity']:.1%}",
-            _ms(_of(row, OURS, "median_ms")),
-            _whole(_of(row, OURS, "tflops")),
-            _ms(_of(row, FA3, "median_ms")),
-            *(_ms(_of(row, peer, "median_ms")) for peer in peers),
-            _times(_of(row, OURS, "over_fa3")),
-            _times(row["target"]),
-            _times(_most_possible(row)),
-            _percent(_of(row, OURS, "share_of_ceiling")),
-            _times(_of(row, "hot+local", "over_fa3")),
+            ms(_of(row, OURS, "median_ms")),
+            whole(_of(row, OURS, "tflops")),
+            ms(_of(row, FA3, "median_ms")),
+            *(ms(_of(row, peer, "median_ms")) for peer in peers),
+            times(_of(row, OURS, "over_fa3")),
+            times(row["target"]),
+            times(_most_possible(row)),
+            percent(_of(row, OURS, "share_of_ceiling")),
+            times(_of(row, "hot+local", "over_fa3")),
         )
         for row in found["rows"]
     ]
@@ -173,8 +153,8 @@ def _anchors(found: Results) -> str:
     shares = [_of(row, OURS, "share_of_ceiling") or 0 for row in record]
     met = sum(bool(row.get("target_met")) for row in record)
     conclusion = (
-        f"At the {len(record)} shapes with a target the kernel reaches {_percent(min(shares))} to "
-        f"{_percent(max(shares))} of the most possible speed-up; {met} of {len(record)} targets "
+        f"At the {len(record)} shapes with a target the kernel reaches {percent(min(shares))} to "
+        f"{percent(max(shares))} of the most possible speed-up; {met} of {len(record)} targets "
         f"are met."
     )
     clocks = [row["variants"][OURS]["sustained"] for row in record]
@@ -192,25 +172,25 @@ def _anchors(found: Results) -> str:
             "lists hold."
         )
     title = f"Column-sparse attention on one {_card(found)}"
-    return _section(title, found, _table(heads, rows), conclusion, what)
+    return section(title, found, table(heads, rows), conclusion, what)
 
 
 def _rest(found: Results) -> str:
     rows = [
         (
             *_place(row),
-            _ms(_of(row, OURS, "median_ms")),
-            _ms(_of(row, WITH_REST, "median_ms")),
+            ms(_of(row, OURS, "median_ms")),
+            ms(_of(row, WITH_REST, "median_ms")),
             f"{_of(row, WITH_REST, 'rest_costs'):+.1%}",
         )
         for row in found["rows"]
     ]
     costs = [_of(row, WITH_REST, "rest_costs") or 0 for row in found["rows"]]
     heads = ("heads x tokens", "columns", "ms", "with a rest, ms", "cost")
-    return _section(
+    return section(
         f"A rest merged, on one {_card(found)}",
         found,
-        _table(heads, rows),
+        table(heads, rows),
         f"A rest costs {min(costs):.1%} to {max(costs):.1%}, most where the lists are short.",
     )
 
@@ -222,10 +202,10 @@ def _general(found: Results) -> str:
             row["query_group"],
             row["dtype"],
             *_place(row),
-            _ms(_of(row, OURS, "median_ms")),
-            _whole(_of(row, OURS, "tflops")),
-            _whole(_of(row, FA3, "tflops")),
-            _percent(_of(row, OURS, "share_of_ceiling")),
+            ms(_of(row, OURS, "median_ms")),
+            whole(_of(row, OURS, "tflops")),
+            whole(_of(row, FA3, "tflops")),
+            percent(_of(row, OURS, "share_of_ceiling")),
         )
         for row in found["rows"]
     ]
@@ -234,11 +214,11 @@ def _general(found: Results) -> str:
         *("head dim", "group", "dtype", "heads x tokens", "columns", "ms", "TFLOP/s"),
         *("FlashAttention-3, dense, TFLOP/s", "share"),
     )
-    return _section(
+    return section(
         f"Head dims, groups and dtypes on one {_card(found)}",
         found,
-        _table(heads, rows),
-        f"The kernel works at {_percent(min(shares))} to {_percent(max(shares))} of the rate that "
+        table(heads, rows),
+        f"The kernel works at {percent(min(shares))} to {percent(max(shares))} of the rate that "
         f"FlashAttention-3 reaches densely at the same head dim.",
     )
 
@@ -248,16 +228,16 @@ def _lengths(found: Results) -> str:
         (
             *_place(row),
             row["lengths"],
-            _ms(_of(row, EQUAL, "median_ms")),
+            ms(_of(row, EQUAL, "median_ms")),
             *(
                 cell
                 for name in (LENGTHS, UNORDERED)
                 for cell in (
-                    _ms(_of(row, name, "median_ms")),
-                    _plain(_of(row, name, "over_equal"), ".2f"),
+                    ms(_of(row, name, "median_ms")),
+                    plain(_of(row, name, "over_equal"), ".2f"),
                 )
             ),
-            _plain(row["target_over_equal"], ".2f"),
+            plain(row["target_over_equal"], ".2f"),
         )
         for row in found["rows"]
     ]
@@ -266,12 +246,12 @@ def _lengths(found: Results) -> str:
         *("with an order, ms", "speed over equal", "without, ms", "speed over equal", "target"),
     )
     speeds = [_of(row, LENGTHS, "over_equal") or 0 for row in found["rows"]]
-    return _section(
+    return section(
         f"Lists of many lengths on one {_card(found)}",
         found,
-        _table(heads, rows),
-        f"With an order, lists of many lengths run at {_percent(min(speeds))} to "
-        f"{_percent(max(speeds))} of the speed of equal lists.",
+        table(heads, rows),
+        f"With an order, lists of many lengths run at {percent(min(speeds))} to "
+        f"{percent(max(speeds))} of the speed of equal lists.",
         "Head dim 128, bfloat16, groups of 192; speed is useful TFLOP/s.",
     )
 
@@ -282,29 +262,29 @@ def _select(found: Results) -> str:
             f"{row['lists']:,} x {row['columns']:,} ({row['count']:,})",
             row["dtype"],
             name,
-            _ms(figures["median_ms"]),
-            _whole(figures["gb_s"]),
-            _plain(figures.get("order_us"), ".1f"),
+            ms(figures["median_ms"]),
+            whole(figures["gb_s"]),
+            plain(figures.get("order_us"), ".1f"),
         )
         for row in found["rows"]
         for name, variant in row["variants"].items()
         if (figures := variant.get("sustained"))
     ]
     heads = ("lists x columns (selected)", "scores", "budget", "ms", "GB/s", "order, us")
-    return _section(
+    return section(
         f"Making column lists on one {_card(found)}",
         found,
-        _table(heads, rows),
+        table(heads, rows),
         "GB/s counts the scores once.",
     )
 
 
 def _gpu_overhead(found: Results) -> str:
     rows = [(CALLS.get(n, n), f"{v['host_us']:.1f}") for n, v in found["variants"].items()]
-    return _section(
+    return section(
         f"What a call takes the host, beside one {_card(found)}",
         found,
-        _table(("call of `column_sparse_attention`, no graph", "us"), rows),
+        table(("call of `column_sparse_attention`, no graph", "us"), rows),
         "A CUDA graph avoids this time.",
     )
 
@@ -317,8 +297,8 @@ def _any_suite(found: Results) -> str:
             *_place(row),
             row["head_dim"],
             row["query_group"],
-            *(_ms(_of(row, name, "median_ms")) for name in names),
-            *(_whole(_of(row, name, "tflops")) for name in names),
+            *(ms(_of(row, name, "median_ms")) for name in names),
+            *(whole(_of(row, name, "tflops")) for name in names),
         )
         for row in found["rows"]
     ]
@@ -328,7 +308,7 @@ def _any_suite(found: Results) -> str:
         *(f"{name}, TFLOP/s" for name in names),
     )
     title = f"Suite “{found['suite']}” on one {_card(found)}"
-    return _section(title, found, _table(heads, rows), "")
+    return section(title, found, table(heads, rows), "")
 
 
 def _of_record(found: Results) -> list[Row]:
@@ -357,154 +337,6 @@ def _place(row: Row) -> tuple[str, str]:
 
 def _card(found: Results) -> str:
     return f"{found['gpu']['name']} ({found['gpu']['power_limit_w']:.0f} W)"
-
-
-# A CPU's tables
-
-
-def _cpu_attention(found: Results) -> str:
-    shape, dtypes = found["shape"], found["dtypes"]
-    rows = [
-        (
-            title,
-            *(_ms(d[name]["median_ms"]) for d in dtypes.values()),
-            *(_whole(d[name]["gflops"]) for d in dtypes.values()),
-            *(_times(d[name]["speedup"]) for d in dtypes.values()),
-        )
-        for name, title in CPU_ATTENTION.items()
-    ]
-    heads = [
-        f"{dtype}, {unit}" for unit in ("ms", "GFLOP/s", "over torch's dense") for dtype in dtypes
-    ]
-    speedups = [d["sparse"]["speedup"] for d in dtypes.values()]
-    return _section(
-        f"Attention on {found['environment']['cores']} CPU cores",
-        found,
-        _table(("", *heads), rows),
-        f"With {1 - shape['kept']:.0%} of the columns left out, sparse attention is "
-        f"{min(speedups):.1f} to {max(speedups):.1f} times as fast as torch's dense one.",
-        f"{shape['batch']} x {shape['heads']} x {shape['tokens']:,} x {shape['head_dim']}, groups "
-        f"of {shape['query_group']}, all variants in one process, in turn.",
-    )
-
-
-def _cpu_mlp(found: Results) -> str:
-    shape = found["shape"]
-    rows = [
-        (
-            dtype,
-            _ms(d["sparse"]["median_ms"]),
-            _whole(d["sparse_gflops"]),
-            _ms(d["dense"]["median_ms"]),
-            _whole(d["dense_gflops"]),
-            _times(d["speedup"]),
-        )
-        for dtype, d in found["dtypes"].items()
-    ]
-    heads = ("dtype", "ms", "GFLOP/s", "torch's dense MLP, ms", "GFLOP/s", "over torch's dense")
-    return _section(
-        f"MLP on {found['environment']['cores']} CPU cores",
-        found,
-        _table(heads, rows),
-        f"The most possible at equal efficiency is {1 / shape['kept']:.2f}x. torch's bfloat16 and "
-        f"float16 products are slow on a CPU without them.",
-        f"`column_sparse_mlp`, {shape['tokens']:,} tokens, {shape['channels']} -> "
-        f"{shape['hidden']:,} -> {shape['out_channels']}, {1 - shape['kept']:.0%} of the hidden "
-        f"units left out, cache updated.",
-    )
-
-
-def _cpu_overhead(found: Results) -> str:
-    rows = [(CALLS.get(n, n), f"{v['median_us']:.1f}") for n, v in found["variants"].items()]
-    return _section(
-        "What a call takes on a CPU, without its kernel",
-        found,
-        _table((f"call with {found['tensors']} arrays", "us"), rows),
-        "On slower and busier cores all of these take longer.",
-    )
-
-
-def _demo(found: Results) -> str:
-    rows = [
-        (
-            run["title"],
-            run["steps"],
-            f"{run['ms_per_step']:,.0f}",
-            f"{run['seconds']:.1f}",
-            f"{run['speed_up']:.2f}x",
-            *(_plain(run[name], ".1f") for name in ("psnr", "foreground_psnr")),
-            _plain(run["ssim"], ".4f"),
-            *(_plain(run[name], ".1%") for name in ("columns_kept", "units_kept", "mass_kept")),
-        )
-        for run in found["runs"]
-    ]
-    heads = (
-        *("run", "steps", "ms a step", "s", "speed-up", "PSNR", "foreground PSNR", "SSIM"),
-        *("columns", "units", "mass"),
-    )
-    facts = found["facts"]
-    return (
-        f"## The demo\n\n{facts['device']}; {facts['dtype']}; {facts['versions']}. What the lines "
-        f"mean: [demo.md](demo.md).\n\n{_table(heads, rows)}\n{found['caveat']}\n"
-    )
-
-
-# Markdown
-
-
-def _section(title: str, found: Results, table: str, conclusion: str, what: str = "") -> str:
-    lines = [f"{what} {_where(found)}".strip()]
-    missing = found.get("not_measured", [])
-    if missing:
-        lines.append(f"Not measured here: {'; '.join(m.split(':')[0] for m in missing)}.")
-    return f"## {title}\n\n{' '.join(lines)}\n\n{table}" + (f"\n{conclusion}\n" * bool(conclusion))
-
-
-def _where(found: Results) -> str:
-    """Commit, date and machine."""
-    environment = found["environment"]
-    parts = [f"Commit `{environment['commit'][:7]}`", environment["date"][:10]]
-    if "gpu" in found:
-        versions = found["versions"]
-        parts += [
-            f"driver {found['gpu']['driver']}",
-            f"CUDA {versions['cuda']}",
-            f"torch {versions['torch']}",
-            f"fa3-fwd {versions['fa3-fwd']}",
-        ]
-    else:
-        cores, isa = environment["cores"], environment["cpu_isa"]
-        parts += [f"{environment['cpu']}, {cores} cores, {isa}", f"torch {environment['torch']}"]
-    return ", ".join(parts) + "."
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [f"| {' | '.join(heads)} |\n", f"|{'---|' * len(heads)}\n"]
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    return "".join([*lines, *(f"| {' | '.join(row)} |\n" for row in cells)])
-
-
-def _ms(value: float | None) -> str:
-    """Three significant digits."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}x" if value >= 9.95 else f"{value:.2f}x"
-
-
-def _whole(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
-
-
-def _plain(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
 
 
 def main() -> None:
