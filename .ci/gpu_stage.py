@@ -134,7 +134,8 @@ def build() -> None:
         shutil.copy2(prefix() / extension, package / extension)
     else:
         compile_extension(package / extension)
-    program = "import chipmunk_kernels as ck; print(ck.info()); assert ck.info().cuda_compiled"
+    program = "import torch, chipmunk_kernels as ck; print(ck.info()); "
+    program += "assert ck.info().cuda_compiled and torch.cuda.is_available()"
     call([sys.executable, "-c", program])
 
 

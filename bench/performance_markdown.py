@@ -15,6 +15,8 @@ def section(title: str, found: Results, table: str, conclusion: str, what: str =
     missing = found.get("not_measured", [])
     if missing:
         lines.append(f"Not measured here: {'; '.join(m.split(':')[0] for m in missing)}.")
+    elif found.get("complete") is False:
+        lines.append("The run ended early: rows are missing.")
     return f"## {title}\n\n{' '.join(lines)}\n\n{table}" + (f"\n{conclusion}\n" * bool(conclusion))
 
 

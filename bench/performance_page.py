@@ -37,7 +37,7 @@ MODELS = {
 }
 HEAD = """# Performance
 
-Written by `python bench/performance_page.py` from `bench/results/*.json`: do not edit. Each table is of one commit on one machine, named above it.
+Written by `python bench/performance_page.py` from `bench/results/*.json`: do not edit. Each table is of one commit on one machine, named above it; a table of an older commit is of the kernel of that commit.
 
 | word | meaning |
 |---|---|

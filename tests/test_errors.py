@@ -259,7 +259,8 @@ ERRORS = {
     ),
     "an array of counts without max_count": (
         lambda: select(count=i32(2, 3)),
-        "select_columns: max_count: expected a number of columns >= 0, got None",
+        "select_columns: max_count: expected a number, as an array for count gives no capacity, "
+        "got None",
     ),
     "counts of another library": (
         lambda: select(count=np.zeros((2, 3), np.int32), max_count=5),

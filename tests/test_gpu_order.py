@@ -95,7 +95,7 @@ def test_equal_lists_come_as_they_are() -> None:
     ("heads", "groups", "mean", "n"), [(24, 24, 784, 4_608), (24, 86, 1_120, 16_384)]
 )
 def test_multiprocessors_end_at_one_time(heads: int, groups: int, mean: int, n: int) -> None:
-    """By the costs that the order is made with: tiles of 112 keys and 1.2 more a list."""
+    """By the costs that order.cu is made with: tiles of 112 keys and 1.2 more, parts 54 and 46 / 64."""
     torch.manual_seed(0)
     counts = log_normal_counts((1, heads, groups), mean, n)
     lists = ck.select_columns(
@@ -105,11 +105,12 @@ def test_multiprocessors_end_at_one_time(heads: int, groups: int, mean: int, n: 
     lists.validate(n)
     costs = [math.ceil(count / 112) + 1.2 for count in counts.flatten().tolist()]
     loads = [
-        sum(costs[i] * (1.0, 0.64, 0.6)[part] for i, part in chain) for chain in chains(lists.order)
+        sum(costs[i] * (1.0, 54 / 64, 46 / 64)[part] for i, part in chain)
+        for chain in chains(lists.order)
     ]
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     assert len(loads) == multiprocessors
-    assert max(loads) <= 1.06 * sum(costs) / multiprocessors
+    assert max(loads) <= 1.1 * sum(costs) / multiprocessors
 
 
 def test_an_order_of_other_lists_costs_only_time() -> None:
@@ -139,6 +140,7 @@ def test_garbage_for_an_order_is_not_followed_out_of_bounds(query_group: int) ->
     for low, high in ((-(2**31), 2**31 - 1), (0, 1440), (-2, 5), (0, 1)):
         order = torch.randint(low, high, (3, 360), device="cuda").int()
         order[0, 0].clamp_(min=0)
+        order[0, torch.cuda.get_device_properties(0).multi_processor_count :] = -1  # else not used
         lists = replace(case.columns, order=order)
         ck.column_sparse_attention(case.q, case.k, case.v, lists, out=around[:, 1:-1])
         torch.cuda.synchronize()
@@ -146,6 +148,18 @@ def test_garbage_for_an_order_is_not_followed_out_of_bounds(query_group: int) ->
             lists.validate(900)
     assert (around[:, [0, -1]] == 7).all()
     assert same_bits(case.run(), without_order(case).run())
+
+
+def test_rows_that_grow_again_along_a_chain_do_not_hang() -> None:
+    """The rows of 192 from 128 on, and then a whole list: two warpgroups have left by then."""
+    torch.manual_seed(0)
+    case = case_of(torch.full((1, 4, 90), 300, device="cuda"), 900)
+    order = torch.full((3, 360), -1, device="cuda", dtype=torch.int32)
+    order[0, 0], order[2, 0] = 4 * 0 + 2, 4 * 1
+    ck.column_sparse_attention(case.q, case.k, case.v, replace(case.columns, order=order))
+    torch.cuda.synchronize()
+    with pytest.raises(ValueError, match="second ones last"):
+        replace(case.columns, order=order).validate(900)
 
 
 def test_an_order_made_again_in_a_graph() -> None:

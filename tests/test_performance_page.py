@@ -36,10 +36,8 @@ def test_the_table_of_the_readme_is_what_the_script_writes() -> None:
 
 @needs_results
 def test_every_results_file_has_a_table() -> None:
-    page = performance_page.page()
-    for path in performance_page.RESULTS.rglob("*.json"):
-        commit = json.loads(path.read_text()).get("environment", {}).get("commit")
-        assert commit is None or f"`{commit[:7]}`" in page, path.name
+    results = list(performance_page.RESULTS.rglob("*.json"))
+    assert performance_page.page().count("\n## ") == len(results)
 
 
 def test_a_readme_without_marks_is_refused() -> None:

@@ -329,11 +329,11 @@ void add_order_tests(testing::Tests& tests) {
     expect({c, a, -1, -1, b, -1, d, c}, "every list once, got 8 at [1, 3]");  // a cycle
     expect({c, d, -1, -1, b, -1, d, -1}, "every list once, got 12 at [0, 1]");
     expect({c, a, -1, -1, -1, -1, d, -1},
-           "every list once, whole or in both parts, got another number of times list 1");
+           "every list once, whole or in both parts, got list 1 not at all");
     expect({c, a, -1, -1, first(1), -1, d, -1},
-           "every list once, whole or in both parts, got another number of times list 1");
+           "every list once, whole or in both parts, got list 1 in one part only");
     expect({c, a, second(3), -1, b, -1, d, -1},
-           "every list once, whole or in both parts, got another number of times list 3");
+           "every list once, whole or in both parts, got list 3 whole and in parts");
     expect({c, first(0), b, -1, -1, -1, b, -1}, "every list once, got 4 at [0, 2]");
     expect({first(0), -1, -1, -1, b},
            "parts behind whole lists, second ones last, got 4 at [1, 0]");

@@ -53,7 +53,7 @@ def integers(owner: str, name: str, values: Any, expected: str = "integers") -> 
         ValueError: "owner: name: expected .., got .." for anything else.
     """
     try:
-        return tuple(int(operator.index(value)) for value in cast("Iterable[Any]", values))
+        return tuple(int(operator.index(value)) for value in cast("Iterable[Any]", _on_cpu(values)))
     except TypeError:
         refuse(owner, name, expected, values)
 

@@ -179,6 +179,7 @@ void check_cuda_column_sparse(const ArgChecker& check, const ColumnSparseAttenti
                {"out", &result.out},
                {"rest.out", rest == nullptr ? nullptr : &rest->out}});
   limits.fits_int32("q", p.batch * p.query_heads * ((p.queries + 63) / 64), "tiles of 64 rows");
+  limits.fits_int32("q", p.queries, "queries");
   limits.fits_int32("k", p.keys, "keys");
   limits.fits_int32("columns.indices", params.columns.capacity, "columns in a list");
 }

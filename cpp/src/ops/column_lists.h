@@ -14,7 +14,7 @@ namespace chipmunk {
 void check_query_group(const ArgChecker& check, std::string_view argument, int32_t query_group);
 
 // Of lists whose indices and counts have the right shapes: int32, on `device` (that of the argument
-// `other`), memory that can be read, and an order of [2, lists] if there is one. Contents are not
+// `other`), memory that can be read, and an order of [3, lists] if there is one. Contents are not
 // looked at.
 void check_lists_memory(const ArgChecker& check, const ColumnLists& columns, std::string_view other,
                         Device device);

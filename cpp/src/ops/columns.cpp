@@ -221,7 +221,10 @@ void validate_order(const ArgChecker& check, const TensorView& order) {
     const auto& [whole, first_part, second_part] = taken[static_cast<size_t>(list)];
     if (whole ? first_part || second_part : !first_part || !second_part) {
       check.fail("columns.order", "every list once, whole or in both parts",
-                 "another number of times list " + std::to_string(list));
+                 "list " + std::to_string(list) +
+                     (whole                       ? " whole and in parts"
+                      : first_part || second_part ? " in one part only"
+                                                  : " not at all"));
     }
   }
 }
@@ -235,6 +238,7 @@ void select_columns(const TensorView& scores, const TensorView* always,
   check_rows(check, "scores", scores);
   check.dtype("scores", scores, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   check_lists(check, columns, "scores", scores);
+  check_query_group(check, "columns.query_group", columns.query_group);
   const int64_t n = scores.shape[scores.rank - 1];
   const int64_t capacity = columns.indices.shape[columns.indices.rank - 1];
   check_selection(check, selection, n, capacity);
@@ -282,6 +286,7 @@ void columns_from_mask(const TensorView& mask, const ColumnLists& columns, const
   check_rows(check, "mask", mask);
   check.dtype("mask", mask, {DType::kBool});
   check_lists(check, columns, "mask", mask);
+  check_query_group(check, "columns.query_group", columns.query_group);
   check_lists_writable(check, columns, {{"mask", &mask}});
   check_cuda(check, columns);
   run_on(mask.device, context, mask_params(mask, columns), cpu::columns_from_mask,

@@ -1,4 +1,4 @@
-// What the CUDA backend takes: the one place that says so. Launchers assert it.
+// What the CUDA backend takes: the one place that says so.
 //
 // A request outside these limits is valid, and the CPU serves it: checks throw Unsupported, after
 // all that finds a caller's mistake. They look at tensors on a CUDA device only, and at no data.

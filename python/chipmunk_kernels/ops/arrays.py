@@ -91,7 +91,7 @@ class NumpyArrays:
 
     def cast(self, array: Any, dtype: str) -> Any:
         """See `ArrayLibrary`."""
-        if dtype == "int32":
+        if dtype == "int32" and array.dtype.itemsize > 2:
             array = array.clip(0, _INT32_MAX)
         return array.astype(dtype)
 
@@ -141,7 +141,7 @@ class CupyArrays:
     def cast(self, array: Any, dtype: str) -> Any:
         """See `ArrayLibrary`."""
         with array.device:
-            if dtype == "int32":
+            if dtype == "int32" and array.dtype.itemsize > 2:
                 array = self._cupy.clip(array, 0, _INT32_MAX)
             return array.astype(dtype)
 
@@ -207,7 +207,7 @@ class JaxArrays:
 
     def cast(self, array: Any, dtype: str) -> Any:
         """See `ArrayLibrary`."""
-        if dtype == "int32":
+        if dtype == "int32" and array.dtype.itemsize > 2:
             array = self._jax.numpy.clip(array, 0, _INT32_MAX)
         return array.astype(dtype)
 

@@ -85,16 +85,16 @@ class ColumnLists:
     def to(self, device: Any) -> ColumnLists:
         """The lists on another device, in the terms of their array library.
 
-        The order stays behind where that is another device than theirs: it was made for one.
+        The order is dropped if the device changes: it was made for one.
         """
         library = library_of("to", "columns.indices", self.indices)
         indices = library.to_device(self.indices, device)
-        stays = device_name(indices) == device_name(self.indices)
+        same_device = device_name(indices) == device_name(self.indices)
         return ColumnLists(
             indices,
             library.to_device(self.counts, device),
             self.query_group,
-            self.order if stays else None,
+            self.order if same_device else None,
         )
 
     def __repr__(self) -> str:
@@ -160,7 +160,10 @@ def select_columns(
     count, counts = _number_or_array(library, op.name, "count", count, _number_of_columns)
     mass, masses = _number_or_array(library, op.name, "mass", mass, _fraction)
     min_count = _number_of_columns(op.name, "min_count", min_count)
-    if max_count is not None or counts is not None or masses is not None:
+    if max_count is None and (counts is not None or masses is not None):
+        given = "count" if masses is None else "mass"
+        refuse(op.name, "max_count", f"a number, as an array for {given} gives no capacity", None)
+    if max_count is not None:
         max_count = _number_of_columns(op.name, "max_count", max_count)
     lists = out
     if lists is None:
@@ -278,6 +281,11 @@ def _number_or_array(
         return None, value
     if not dtype_name(value).startswith(kinds):
         raise ValueError(f"{op}: {name}: expected {words}, got {dtype_name(value)}")
+    if type(library_of(op, name, value)) is not type(library):
+        raise ValueError(
+            f"{op}: {name}: expected {dtype}, or an array of the library of scores, "
+            f"got {type_name(value)}"
+        )
     return None, library.cast(value, dtype)
 
 

@@ -1,7 +1,8 @@
 // The two products of attention, and the registers that they fill: 64 rows of a warpgroup.
 #pragma once
 
-#include <algorithm>
+#include <cmath>
+#include <cstdint>
 
 #include "cuda/device/accumulator.cuh"
 #include "cuda/device/wgmma.cuh"
@@ -87,8 +88,8 @@ class Products {
       weights_[i] = pack_pair<typename Traits::Element>(scores[2 * i], scores[2 * i + 1]);
     }
   }
-  // Before a tile's first PV. A first PV that ignored what they hold, by a flag, would to the
-  // compiler be one that reads them, and keep them from any other use across a tile's end.
+  // Before a tile's first PV. Not by a run-time flag of that product: the compiler would take it
+  // for one that reads `out`, and could not use these registers otherwise across a tile's end.
   __device__ __forceinline__ void clear_out() {
 #pragma unroll
     for (int i = 0; i < Traits::kHeadDim / 2; ++i) out[i] = 0.0f;

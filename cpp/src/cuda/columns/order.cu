@@ -1,10 +1,11 @@
 // The schedule of column lists: which multiprocessor takes which, longest first to the least
 // loaded.
 //
-// One CTA sorts the lists by cost, and one warp deals them: it keeps the loads sorted, and deals as
-// many lists at once as find their multiprocessor before any is loaded twice. A list that costs
-// more than a multiprocessor's share of all is dealt in two parts. Each multiprocessor then takes
-// its lists in row-major order, so that all of them work on the same heads at a time.
+// One CTA sorts the lists by cost, up to kWindow of them at a time (a window), and one warp deals
+// them: it keeps the loads sorted, and deals as many lists at once as find their multiprocessor
+// before any is loaded twice. In a single window, a list that costs more than a multiprocessor's
+// share of all is dealt in two parts. Each multiprocessor takes a window's lists in row-major
+// order, so that all of them work on the same heads at a time.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -147,7 +148,7 @@ __device__ void deal(int32_t parts, int32_t bins, int shift, Scratch& scratch) {
     }
     least = __shfl_up_sync(kWholeWarp, least, 1);
     if (lane == 0) least = kNone;
-    // They do, up to the first that one before it has fallen behind.
+    // Each does, up to the first rank whose load is above what an earlier rank would then have.
     int32_t mine = 0;
 #pragma unroll
     for (int i = 0; i < kBinsPerLane; ++i) {
@@ -254,7 +255,8 @@ __global__ void __launch_bounds__(order::kThreads, 1)
     __syncthreads();
     for (int32_t at = thread; at < whole; at += kThreads) {
       const int32_t cost = cost_of(p, begin + at);
-      // Fewer lists than multiprocessors cost more than a share.
+      // Fewer than `bins` lists cost more than a share, so keys and owners have room for their
+      // parts.
       if (windows == 1 && p.query_group > 128 && cost > share) {
         const int32_t second = atomicAdd(&scratch.parts, 1);
         scratch.keys[at] = key_of(first_part(cost), order_link(at, ListPart::kFirst128Rows));
@@ -274,8 +276,8 @@ __global__ void __launch_bounds__(order::kThreads, 1)
     __syncthreads();
     for (int32_t bin = thread / 32; bin < bins; bin += kWarps) {
       link(p, begin, whole, ListPart::kWhole, bin, scratch);
-      // A multiprocessor's tiles have ever fewer rows, so lists are split where there is one
-      // window.
+      // Parts come behind all whole lists of a multiprocessor, so there are none where windows are
+      // several.
       if (parts > whole) {
         link(p, begin, whole, ListPart::kFirst128Rows, bin, scratch);
         link(p, begin, whole, ListPart::kFromRow128, bin, scratch);

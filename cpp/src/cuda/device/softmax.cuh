@@ -125,7 +125,8 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float old = reference[row];
-      // Some 2^-22 of it off, which the factor knows; NaN where the scale is 0.
+      // Off by some 2^-22 of itself, for which the factor makes up. Not finite where the scale is
+      // 0, but then no finite score gets here.
       const float old_score = exact ? old : old * reciprocal_approximate(scale_log2);
       const float score = fmaxf(fmaxf(tops[row], old_score), -FLT_MAX);
       factor[row] =

@@ -202,7 +202,8 @@ class Consumer {
   __device__ __forceinline__ void release_result() {
     if (thread() % 32 == 0) {
       wait_for_stores();
-      // A warp whose rows are in V has not waited for K's: sooner, it would release what was there.
+      // A warp whose rows are in V has not waited for this stage of K. Without the wait, its
+      // release would count for what the stage held before.
       shared.k_ring.wait(slot_);
       shared.k_ring.release(slot_);
       shared.v_ring.release(before_);

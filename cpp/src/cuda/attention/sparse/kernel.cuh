@@ -3,8 +3,8 @@
 //   producer   K0    V0 K1    V1 K2   ..   V(last) K0' [rest]   V0' K1' ..   (or K1 V0, K2 V1)
 //   consumers     QK0    PV0 QK1   PV1 QK2   ..   PV(last) QK0'   write
 //
-// A CTA per multiprocessor walks over tiles of query rows, in an order (schedule.h) that has the
-// CTAs work on one head at a time, so that its K and V stay in L2. Warpgroup 0 gathers, the others
+// A CTA per multiprocessor walks over tiles of query rows (tile_order.cuh), so that all CTAs work
+// on neighbouring heads at a time, whose K and V stay in L2. Warpgroup 0 gathers, the others
 // multiply.
 #pragma once
 

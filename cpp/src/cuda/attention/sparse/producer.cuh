@@ -141,6 +141,8 @@ class Producer {
       const TileBlocks tile = order_.next();
       work.count = 0;
       if (tile.tile < 0) break;
+      // Of a wrong order alone: a warpgroup that has left does not come back (Consumer::run).
+      if (n > 0 && tile.blocks.count > shared.work[n - 1].warpgroups) continue;
       const TilePlace at(p, tile.tile);
       work = {.list = columns.list(at.batch, at.head, at.group),
               .batch = at.batch,

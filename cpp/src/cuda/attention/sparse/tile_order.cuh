@@ -26,19 +26,18 @@ struct TileBlocks {
   Blocks blocks;
 };
 
-// `kRowBlocks` are those of a whole tile. An order that is no permutation gives tiles twice or
-// leaves them out; it is never followed out of bounds, nor for ever.
+// `kRowBlocks` are those of a whole tile. A wrong order gives tiles twice or leaves them out; it is
+// never followed out of bounds, nor for ever.
 template <int kRowBlocks>
 class TileOrder {
  public:
-  // Starts to load the first link. An order for more multiprocessors than there are CTAs is not
-  // used.
+  // Loads the first link. An order for more multiprocessors than there are CTAs is not used.
   __device__ __forceinline__ explicit TileOrder(const ColumnSparseKernelParams& params)
       : p(params) {
     const auto cta = static_cast<int32_t>(blockIdx.x), ctas = static_cast<int32_t>(gridDim.x);
     if (p.op.columns.order == nullptr || load(0, 0) < 0) return;
     if (ctas < lists() && load(0, ctas) >= 0) return;
-    link_ = cta < lists() ? load(0, cta) : kNoLink;
+    link_ = cta < lists() ? max(load(0, cta), kNoLink) : kNoLink;
   }
 
   __device__ __forceinline__ TileBlocks next() {
