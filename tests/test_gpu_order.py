@@ -95,7 +95,7 @@ def test_equal_lists_come_as_they_are() -> None:
     ("heads", "groups", "mean", "n"), [(24, 24, 784, 4_608), (24, 86, 1_120, 16_384)]
 )
 def test_multiprocessors_end_at_one_time(heads: int, groups: int, mean: int, n: int) -> None:
-    """By the costs that order.cu is made with: tiles of 112 keys and 1.2 more, parts 54 and 46 / 64."""
+    """By the costs of order.cu: tiles of 112 keys and 1.2 more; of a split list 54 and 46 / 64."""
     torch.manual_seed(0)
     counts = log_normal_counts((1, heads, groups), mean, n)
     lists = ck.select_columns(
