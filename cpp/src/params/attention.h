@@ -18,6 +18,9 @@ struct AttentionParams {
   int64_t batch, query_heads, kv_heads, queries, keys;
   int32_t head_dim;
   float softmax_scale;
+  // A permutation [queries], contiguous: group g holds the rows query_rows[g * G] and on; null: as
+  // they come.
+  const int32_t* query_rows = nullptr;
 
   constexpr bool empty() const { return batch == 0 || query_heads == 0 || queries == 0; }
 };
@@ -27,6 +30,7 @@ struct AttentionColumnSumsParams {
   View<const float, 3> reference_lse;  // data null: the exact one
   DType column_sums_dtype;             // float32 or bfloat16
   View<void, 3> column_sums;           // [batch, query_heads, groups] of [keys]
+  View<const float, 2> key_weights;    // [batch, kv_heads] of [keys]; data null: all 1
   int32_t query_group;
   int64_t groups;
 
