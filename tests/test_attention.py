@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,8 @@ def test_dense_attention(device, data):
 @given(data=st.data())
 def test_dense_attention_column_sums(device, data):
     case = data.draw(attention_cases(device))
+    if device == "cuda" and case.query_group not in (64, 128):  # 256 never, 192 to head dim 128
+        case = replace(case, query_group=192 if case.head_dim < 256 else 64)
     kind = data.draw(st.sampled_from(["exact", "previous", "with infinities"]))
     sums_dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
     q, k, v = case.qkv(device)
@@ -277,8 +280,8 @@ class ExtremeCase:
     """
 
     def __init__(self, dtype, size, scale, device):
-        if device == "cuda" and dtype == torch.float32:
-            pytest.skip("float32 runs on the CPU only")
+        if device == "cuda" and (dtype == torch.float32 or (scale or 0) < 0):
+            pytest.skip("float32 and scales below 0 run on the CPU only")
         generator = rng(11)
         q, k = (
             ((torch.rand(1, 2, 192, 64, generator=generator) * 2 - 1) * size).to(device, dtype)

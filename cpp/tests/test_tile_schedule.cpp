@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/attention/sparse/schedule.h"
+#include "cuda/attention/schedule.h"
 #include "testing.h"
 
 namespace {

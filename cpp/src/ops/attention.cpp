@@ -156,31 +156,41 @@ AttentionColumnSumsParams check_column_sums(const ArgChecker& check, const Atten
   return params;
 }
 
-// What the CUDA kernels of dense attention take; query_group null where there are no groups.
-void check_cuda_dense(const ArgChecker& check, const TensorView& q, const int32_t* query_group) {
-  const CudaLimitsChecker limits(check, cuda_limits::kDenseAttention, q.device);
+// What the CUDA kernels of all attention take.
+void check_cuda_attention(const CudaLimitsChecker& limits, const AttentionParams& p,
+                          const TensorView& q, const TensorView& k, const TensorView& v,
+                          const AttentionPart& result) {
   limits.dtype("q", q.dtype);
-  limits.head_dim("q", q.shape[3]);
-  if (query_group != nullptr) limits.query_group("query_group", *query_group);
+  limits.head_dim("q", p.head_dim);
+  limits.softmax_scale(p.softmax_scale);
+  limits.rows({{"q", &q}, {"k", &k}, {"v", &v}, {"out", &result.out}});
+  limits.fits_int32("q", p.batch * p.query_heads * ((p.queries + 63) / 64), "tiles of 64 rows");
+  limits.fits_int32("q", p.queries, "queries");
+  limits.fits_int32("k", p.keys, "keys");
+}
+
+void check_cuda_dense(const ArgChecker& check, const AttentionParams& p, const TensorView& q,
+                      const TensorView& k, const TensorView& v, const AttentionPart& result) {
+  const CudaLimitsChecker limits(check, cuda_limits::kDenseAttention, q.device);
+  check_cuda_attention(limits, p, q, k, v, result);
+}
+
+void check_cuda_column_sums(const ArgChecker& check, const AttentionParams& p, const TensorView& q,
+                            const TensorView& k, const TensorView& v, int32_t query_group,
+                            const AttentionPart& result) {
+  const CudaLimits taken = cuda_limits::column_sums(p.head_dim);
+  const CudaLimitsChecker limits(check, taken, q.device);
+  check_cuda_attention(limits, p, q, k, v, result);
+  limits.query_group("query_group", query_group);
 }
 
 void check_cuda_column_sparse(const ArgChecker& check, const ColumnSparseAttentionParams& params,
                               const TensorView& q, const TensorView& k, const TensorView& v,
                               const AttentionPart* rest, const AttentionPart& result) {
-  const AttentionParams& p = params.attention;
   const CudaLimitsChecker limits(check, cuda_limits::kColumnSparseAttention, q.device);
-  limits.dtype("q", q.dtype);
-  limits.head_dim("q", p.head_dim);
+  check_cuda_attention(limits, params.attention, q, k, v, result);
   limits.query_group("columns.query_group", params.columns.query_group);
-  limits.softmax_scale(p.softmax_scale);
-  limits.rows({{"q", &q},
-               {"k", &k},
-               {"v", &v},
-               {"out", &result.out},
-               {"rest.out", rest == nullptr ? nullptr : &rest->out}});
-  limits.fits_int32("q", p.batch * p.query_heads * ((p.queries + 63) / 64), "tiles of 64 rows");
-  limits.fits_int32("q", p.queries, "queries");
-  limits.fits_int32("k", p.keys, "keys");
+  limits.rows({{"rest.out", rest == nullptr ? nullptr : &rest->out}});
   limits.fits_int32("columns.indices", params.columns.capacity, "columns in a list");
 }
 
@@ -254,7 +264,7 @@ void dense_attention(const TensorView& q, const TensorView& k, const TensorView&
                      float softmax_scale, const AttentionPart& result, const Context& context) {
   const ArgChecker check("dense_attention");
   const AttentionParams params = check_attention(check, q, k, v, softmax_scale, result);
-  check_cuda_dense(check, q, nullptr);
+  check_cuda_dense(check, params, q, k, v, result);
   run_on(q.device, context, params, cpu::dense_attention, cuda::dense_attention);
 }
 
@@ -266,7 +276,7 @@ void dense_attention_column_sums(const TensorView& q, const TensorView& k, const
   const AttentionColumnSumsParams params =
       check_column_sums(check, check_attention(check, q, k, v, softmax_scale, result), q, k, v,
                         reference_lse, query_group, result, column_sums);
-  check_cuda_dense(check, q, &query_group);
+  check_cuda_column_sums(check, params.attention, q, k, v, query_group, result);
   run_on(q.device, context, params, cpu::dense_attention_column_sums,
          cuda::dense_attention_column_sums);
 }

@@ -31,7 +31,14 @@ inline constexpr std::array<int64_t, 4> kHeadDims{64, 96, 128, 256};
 inline constexpr std::array<int64_t, 4> kQueryGroups{64, 128, 192, 256};
 
 inline constexpr CudaLimits kDenseAttention{
-    .dtypes = kHalf, .head_dims = kHeadDims, .query_groups = kQueryGroups};
+    .dtypes = kHalf, .head_dims = kHeadDims, .negative_scale = false, .row_alignment = 16};
+// A group's rows are one tile's, or a part of one's: 192 rows, 128 at head dim 256.
+inline constexpr std::array<int64_t, 3> kSumGroups{64, 128, 192};
+constexpr CudaLimits column_sums(int64_t head_dim) {
+  CudaLimits limits = kDenseAttention;
+  limits.query_groups = std::span(kSumGroups).first(head_dim == 256 ? 2 : 3);
+  return limits;
+}
 inline constexpr CudaLimits kColumnSparseAttention{.dtypes = kHalf,
                                                    .head_dims = kHeadDims,
                                                    .query_groups = kQueryGroups,

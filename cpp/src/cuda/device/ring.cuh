@@ -42,7 +42,8 @@ struct RingPosition {
 template <int kStages>
 struct Ring {
   using Position = RingPosition<kStages>;
-  Barrier full[kStages], empty[kStages];
+  TransactionBarrier full[kStages];
+  Barrier empty[kStages];
 
   // By one thread, before a fence_barrier_init and a __syncthreads.
   __device__ void init(uint32_t producers, uint32_t consumers) {

@@ -16,9 +16,15 @@ struct RowPlace {
 
 constexpr int kPanelElements = 64;  // two bytes each: the widest swizzle
 
+// What L2 is told of the bytes that are read.
+enum class CacheHint : uint64_t {
+  kEvictFirst = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
+  kNormal = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
+};
+
 // Loads kRows rows from `at` on into kPanels panels, in the image of `Gather`; the map's boxes are
 // kRows x 64 elements. By one thread. `full` completes when the bytes are there; its count is 1.
-template <int kRows, int kPanels>
+template <int kRows, int kPanels, CacheHint kHint>
 __device__ __forceinline__ void load_panels(const CUtensorMap& map, TransactionBarrier& full,
                                             char* to, const RowPlace& at) {
   constexpr int kPanelBytes = kRows * 128;
@@ -26,7 +32,7 @@ __device__ __forceinline__ void load_panels(const CUtensorMap& map, TransactionB
 #pragma unroll
   for (int panel = 0; panel < kPanels; ++panel) {
     cute::SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full),
-                                 static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_FIRST),
+                                 static_cast<uint64_t>(kHint),
                                  to + panel * kPanelBytes, panel * kPanelElements, at.row, at.head,
                                  at.batch);
   }

@@ -10,7 +10,7 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
-#include "cuda/attention/sparse/consumer.cuh"
+#include "cuda/attention/consumer.cuh"
 #include "cuda/attention/sparse/producer.cuh"
 
 namespace chipmunk::cuda {
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
   if (threadIdx.x == 0) {
     cute::prefetch_tma_descriptor(&p.out);
-    shared.init();
+    shared.init(/*producers=*/128, p.attention.query_rows != nullptr);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();

@@ -14,7 +14,7 @@ void launch_column_sparse(const ColumnSparseKernelParams& params, const LaunchSi
   ColumnSparseKernelParams scheduled = params;
   scheduled.rounds = rounds(params.tiles, multiprocessors, splits_last_round(kHeadDim, kRowBlocks));
   // An order may split lists of its own.
-  const bool by_order = params.op.columns.order != nullptr;
+  const bool by_order = params.columns.order != nullptr;
   const int ctas = by_order ? multiprocessors : scheduled.rounds.ctas(multiprocessors);
   launch("column_sparse_attention", column_sparse_attention_sm90<Traits>,
          {.grid = dim3(static_cast<unsigned>(ctas)),

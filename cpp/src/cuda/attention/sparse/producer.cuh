@@ -3,7 +3,7 @@
 
 #include <cute/arch/cluster_sm90.hpp>
 
-#include "cuda/attention/sparse/epilogue.cuh"
+#include "cuda/attention/epilogue.cuh"
 #include "cuda/attention/sparse/tile_order.cuh"
 #include "cuda/attention/sparse/traits.cuh"
 
@@ -16,13 +16,13 @@ namespace chipmunk::cuda {
 template <class Traits>
 class ListedRows {
  public:
-  __device__ __forceinline__ ListedRows(const Work& work, int32_t owned_row, int32_t ragged)
+  __device__ __forceinline__ ListedRows(const ListWork& work, int32_t owned_row, int32_t ragged)
       : position_(min(owned_row, ragged - 1)) {
     now = read(work);
     position_ = owned_row < Traits::kKeys ? ragged + owned_row : kNone;
     after_ = fetch(work);
   }
-  __device__ __forceinline__ void advance(const Work& work) {
+  __device__ __forceinline__ void advance(const ListWork& work) {
     before = now;
     now = after_;
     after_ = fetch(work);
@@ -34,11 +34,11 @@ class ListedRows {
   // A position behind every list: no card holds as many keys.
   static constexpr int32_t kNone = 1 << 30;
 
-  __device__ __forceinline__ int32_t read(const Work& work) const {
+  __device__ __forceinline__ int32_t read(const ListWork& work) const {
     return __ldg(work.list + (work.backwards != 0 ? work.count - 1 - position_ : position_));
   }
   // Behind the list's end any row that may be read will do.
-  __device__ __forceinline__ int32_t fetch(const Work& work) {
+  __device__ __forceinline__ int32_t fetch(const ListWork& work) {
     const int32_t index = position_ < work.count ? read(work) : 0;
     position_ += Traits::kKeys;
     return index;
@@ -63,11 +63,11 @@ class Producer {
     ask_for_first_queries(/*of_first_warpgroup=*/true);
     uint32_t n = 0;
     for (;; ++n) {
-      const Work& work = shared.work.wait(n);
+      const ListWork& work = shared.work.wait(n);
       if (work.count == 0) break;
       const KeyTiles<kKeys> keys(work.count);
       const RowGather gather = make_gather();
-      const AttentionParams& a = p.op.attention;
+      const AttentionParams& a = p.attention;
       ListedRows<Traits> rows(work, gather.owned_row(), keys.first);
       load_k(gather, rows_of_head(a.k, n, gather), rows.now, keys.first);
       if (n == 0) ask_for_first_queries(/*of_first_warpgroup=*/false);
@@ -123,7 +123,7 @@ class Producer {
   // The first tile's queries, since the consumers are busy: the first warpgroup's, or the others',
   // which must not keep the first keys waiting: all CTAs ask DRAM for theirs at the same time.
   __device__ __forceinline__ void ask_for_first_queries(bool of_first_warpgroup) {
-    if (threadIdx.x % 32 == 0) {
+    if (threadIdx.x % 32 == 0 && p.attention.query_rows == nullptr) {
       const Work& work = shared.work[0];
       const int warpgroup = static_cast<int>(threadIdx.x / 32);
       if (work.count > 0 && warpgroup < work.warpgroups && (warpgroup == 0) == of_first_warpgroup) {
@@ -135,8 +135,8 @@ class Producer {
   // Finds the CTA's n-th tile that has keys, and tells everybody.
   __device__ __forceinline__ void find_next(uint32_t n) {
     asm volatile("" : "+r"(n));  // as in make_gather
-    const ColumnListsParams& columns = p.op.columns;
-    Work work;
+    const ColumnListsParams& columns = p.columns;
+    ListWork work;
     while (true) {
       const TileBlocks tile = order_.next();
       work.count = 0;
@@ -144,16 +144,17 @@ class Producer {
       // Of a wrong order alone: a warpgroup that has left does not come back (Consumer::run).
       if (n > 0 && tile.blocks.count > shared.work[n - 1].warpgroups) continue;
       const TilePlace at(p, tile.tile);
-      work = {.list = columns.list(at.batch, at.head, at.group),
-              .batch = at.batch,
-              .head = at.head,
-              .first_row = at.in_head * Traits::kQueries + 64 * tile.blocks.first,
-              .count = min(columns.count(at.batch, at.head, at.group),
-                           static_cast<int32_t>(columns.capacity)),
-              .warpgroups = tile.blocks.count,
-              // Every other round of tiles reads its lists from the end: what it reads first, the
-              // CTAs have just read. By the tile alone, so that results do not depend on the order.
-              .backwards = tile.tile / static_cast<int32_t>(gridDim.x) % 2};
+      const int32_t group = at.in_head / p.tiles_per_group;
+      work.list = columns.list(at.batch, at.head, group);
+      work.batch = at.batch;
+      work.head = at.head;
+      work.first_row = at.in_head * Traits::kQueries + 64 * tile.blocks.first;
+      work.count =
+          min(columns.count(at.batch, at.head, group), static_cast<int32_t>(columns.capacity));
+      work.warpgroups = tile.blocks.count;
+      // Every other round of tiles reads its lists from the end: what it reads first, the CTAs have
+      // just read. By the tile alone, so that results do not depend on the order.
+      work.backwards = tile.tile / static_cast<int32_t>(gridDim.x) % 2;
       if (work.count > 0) break;
       write_empty_tile<Traits>(p, work);
     }
@@ -162,15 +163,31 @@ class Producer {
   }
   // Has L2 read the n-th tile's queries, shortly before they are asked for.
   __device__ __forceinline__ void prefetch_queries(uint32_t n) const {
-    if (threadIdx.x == 0) {
-      const Work& work = shared.work[n];
-      const int32_t boxes = work.count > 0 ? work.warpgroups : 0;
+    const Work& work = shared.work[n];
+    const int32_t boxes = work.count > 0 ? work.warpgroups : 0;
+    if (p.attention.query_rows != nullptr) {
+      prefetch_query_rows(work, 64 * boxes);
+    } else if (threadIdx.x == 0) {
 #pragma unroll 1
       for (int32_t w = 0; w < boxes; ++w) {
         prefetch_panels<Traits::kPanels>(p.q, work.place(64 * w));
       }
     }
     __syncwarp();
+  }
+
+  __device__ __forceinline__ void prefetch_query_rows(const Work& work, int32_t rows) const {
+    const AttentionParams& a = p.attention;
+#pragma unroll 1
+    for (int32_t i = static_cast<int32_t>(read_thread()); i < rows; i += 128) {
+      const int32_t row = row_of(a, min(work.first_row + i, last_row()));
+      const char* from =
+          static_cast<const char*>(a.q.data) + 2 * a.q.offset(work.batch, work.head, row);
+#pragma unroll
+      for (int byte = 0; byte < 2 * Traits::kHeadDim; byte += 128) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + byte));
+      }
+    }
   }
 
   // `rows` of the tile; the others are cleared.
@@ -193,7 +210,7 @@ class Producer {
     const auto in_v = slot_;
     ++slot_;
     shared.v_ring.acquire(in_v);
-    if (p.has_rest) {
+    if (p.rest_out.data != nullptr) {
       const uint32_t stage = address(shared.v_stage(in_v.stage));
       load_rest<0, Traits::kRowsInV>(n, stage);
       load_rest_lse(n, stage + Traits::kRestLse);
@@ -202,7 +219,7 @@ class Producer {
       shared.v_ring.commit(in_v);
     }
     shared.k_ring.acquire(slot_);
-    if (p.has_rest && Traits::kRowsInK > 0) {
+    if (p.rest_out.data != nullptr && Traits::kRowsInK > 0) {
       load_rest<Traits::kRowsInV, Traits::kRowsInK>(n, address(shared.k_stage(slot_.stage)));
       shared.k_ring.commit_copies(slot_);
     } else {
@@ -214,24 +231,24 @@ class Producer {
   __device__ __forceinline__ void load_rest(uint32_t n, uint32_t to) const {
     const RowGather gather = make_gather();
     const Work& at = shared.work[n];
-    const auto& rest = p.op.rest_out;
+    const auto& rest = p.rest_out;
     const char* rows = rows_of(rest, at.batch, at.head, gather);
-    gather.template load<kRows>(rows, p.rest_row_bytes,
-                                min(at.first_row + kFirst + gather.owned_row(), last_row()), to);
+    const int32_t position = min(at.first_row + kFirst + gather.owned_row(), last_row());
+    gather.template load<kRows>(rows, p.rest_row_bytes, row_of(p.attention, position), to);
   }
   __device__ __forceinline__ void load_rest_lse(uint32_t n, uint32_t to) const {
     const Work& at = shared.work[n];
-    const auto& rest = p.op.rest_lse;
+    const auto& rest = p.rest_lse;
 #pragma unroll 1
     for (int row = static_cast<int>(read_thread()); row < Traits::kQueries; row += 128) {
-      const float* lse =
-          rest.data + rest.offset(at.batch, at.head, min(at.first_row + row, last_row()));
+      const int32_t position = min(at.first_row + row, last_row());
+      const float* lse = rest.data + rest.offset(at.batch, at.head, row_of(p.attention, position));
       asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + 4 * row), "l"(lse)
                    : "memory");
     }
   }
   __device__ __forceinline__ int32_t last_row() const {
-    return static_cast<int32_t>(p.op.attention.queries) - 1;
+    return static_cast<int32_t>(p.attention.queries) - 1;
   }
   static __device__ __forceinline__ uint32_t address(const char* in_shared) {
     return cute::cast_smem_ptr_to_uint(in_shared);

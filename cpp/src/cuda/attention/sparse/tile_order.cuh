@@ -1,4 +1,5 @@
-// The tiles of a CTA, one after another: by the lists' order, or as they come (schedule.h).
+// The tiles of a CTA, one after another: by the lists' order, or as they come
+// (cuda/attention/schedule.h).
 #pragma once
 
 #include <cstdint>
@@ -6,19 +7,6 @@
 #include "cuda/attention/sparse/params.h"
 
 namespace chipmunk::cuda {
-
-// Where a tile lies.
-struct TilePlace {
-  int32_t batch, head, in_head, group;  // in_head: which of the head's tiles
-  __device__ TilePlace(const ColumnSparseKernelParams& p, int32_t tile) {
-    const auto heads = static_cast<int32_t>(p.op.attention.query_heads);
-    const int32_t batch_head = tile / p.tiles_per_head;
-    in_head = tile % p.tiles_per_head;
-    group = in_head / p.tiles_per_group;
-    batch = batch_head / heads;
-    head = batch_head % heads;
-  }
-};
 
 // Some blocks of 64 rows of a tile.
 struct TileBlocks {
@@ -35,7 +23,7 @@ class TileOrder {
   __device__ __forceinline__ explicit TileOrder(const ColumnSparseKernelParams& params)
       : p(params) {
     const auto cta = static_cast<int32_t>(blockIdx.x), ctas = static_cast<int32_t>(gridDim.x);
-    if (p.op.columns.order == nullptr || load(0, 0) < 0) return;
+    if (p.columns.order == nullptr || load(0, 0) < 0) return;
     if (ctas < lists() && load(0, ctas) >= 0) return;
     link_ = cta < lists() ? max(load(0, cta), kNoLink) : kNoLink;
   }
@@ -53,11 +41,11 @@ class TileOrder {
   static constexpr int32_t kAsTheyCome = kNoLink - 1;
 
   __device__ __forceinline__ int32_t groups() const {
-    return static_cast<int32_t>(p.op.columns.groups);
+    return static_cast<int32_t>(p.columns.groups);
   }
   __device__ __forceinline__ int32_t lists() const { return p.tiles / p.tiles_per_head * groups(); }
   __device__ __forceinline__ int32_t load(int32_t row, int32_t at) const {
-    return __ldg(p.op.columns.order + static_cast<int64_t>(row) * lists() + at);
+    return __ldg(p.columns.order + static_cast<int64_t>(row) * lists() + at);
   }
 
   __device__ __forceinline__ TileBlocks next_by_order() {

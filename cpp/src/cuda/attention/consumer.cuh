@@ -1,10 +1,11 @@
-// The consumers of column-sparse attention: turn the listed rows of K and V into weighted sums.
+// The consumers of attention: turn tiles of K and V into weighted sums.
 #pragma once
 
+#include "cuda/attention/column_sums.cuh"
+#include "cuda/attention/epilogue.cuh"
 #include "cuda/attention/products.cuh"
-#include "cuda/attention/sparse/epilogue.cuh"
-#include "cuda/attention/sparse/rescore.cuh"
-#include "cuda/attention/sparse/traits.cuh"
+#include "cuda/attention/rescore.cuh"
+#include "cuda/attention/traits.cuh"
 
 namespace chipmunk::cuda {
 
@@ -25,7 +26,7 @@ enum NamedBarrier : int { kQueriesFree = 1, kTurn = 4 };
 template <class Traits>
 class Consumer {
  public:
-  __device__ __forceinline__ Consumer(const ColumnSparseKernelParams& params,
+  __device__ __forceinline__ Consumer(const typename Traits::Params& params,
                                       typename Traits::Shared& storage, int warpgroup)
       : p(params), shared(storage), w(warpgroup), products_(storage) {}
 
@@ -33,6 +34,9 @@ class Consumer {
     if (kTurns && w == 0) named_arrive(kTurn, 256);
     if (wait_for_work(0) == 0) return;
     if (w < shared.work[0].warpgroups) {
+      if (p.attention.query_rows != nullptr) {
+        gather_queries<Traits>(p.attention, shared, shared.work[0], w);
+      }
       wait_for_queries(0);
       wait_for_k();
       products_.start_qk(w, slot_.stage);
@@ -112,13 +116,20 @@ class Consumer {
     const KeyTiles<kKeys> keys(work.count);
     next_turn_ = kTurn + (w + 1 == work.warpgroups ? 0 : w + 1);
     softmax.scale_log2 = p.scale_log2;
+    RowReference references[2];
+    if constexpr (Traits::kSumsColumns) load_references(references);
     products_.finish_qk();
     release_k();
     if (keys.tiles == 1) take_next_queries();
     products_.mask_from(keys.first);
     softmax.start(products_.scores);
     softmax.weigh(products_.scores, softmax.sum);
-    products_.pack_weights();
+    if constexpr (Traits::kSumsColumns) {
+      set_factors(softmax, references);
+      pack_and_sum();
+    } else {
+      products_.pack_weights();
+    }
     if (n_ > 0) release_result();
     products_.clear_out();
     return keys.tiles - 1;
@@ -150,23 +161,31 @@ class Consumer {
     constexpr float kMost = kMostWeight<typename Traits::Element>;
     float part[2];
     softmax.weigh(products_.scores, part);
-    if constexpr (!Traits::kOverlapped) products_.pack_weights();
+    if constexpr (!Traits::kOverlapped && !Traits::kSumsColumns) products_.pack_weights();
     if (__any_sync(0xffffffffu, part[0] > kMost || part[1] > kMost)) {
       if constexpr (Traits::kOverlapped) products_.finish_pv();  // before its sums are scaled
-      multiply_qk_again<Traits>(p.op.attention, rows(), shared.k_stage(slot_.stage),
-                                products_.scores);
+      multiply_qk_again<Traits>(p.attention, rows(), shared.k_stage(slot_.stage), products_.scores);
       float factor[2];
       softmax.raise(products_.scores, factor);
       products_.scale_out(factor);
       softmax.weigh(products_.scores, part);
-      if constexpr (!Traits::kOverlapped) products_.pack_weights();
+      if constexpr (!Traits::kOverlapped && !Traits::kSumsColumns) products_.pack_weights();
+      if constexpr (Traits::kSumsColumns) {
+        RowReference references[2];
+        load_references(references);
+        set_factors(softmax, references);
+      }
     }
     softmax.add(part);
+    if constexpr (Traits::kSumsColumns) pack_and_sum();
   }
 
   // Adds the tile's rest, if there is one, and writes the result, both by way of one more tile of
   // V, and of K behind the next tile's first.
   __device__ __forceinline__ void write_out(OnlineSoftmax& softmax) {
+    if constexpr (Traits::kMayKeepReferences) {
+      if (p.keeps_references) return keep_references(softmax);
+    }
     constexpr int kInV = Traits::kRowsInV;
     const auto in_k = slot_.after();
     char* const of_v = shared.v_stage(slot_.stage);
@@ -177,8 +196,8 @@ class Consumer {
     };
     const StagedRows<Traits> staged(row < kInV ? of_v + row * 128
                                                : shared.k_stage(in_k.stage) + (row - kInV) * 128);
-    float unit = softmax.unit(p.op.attention.softmax_scale);
-    if (p.has_rest) {
+    float unit = softmax.unit(p.attention.softmax_scale);
+    if (Traits::kMayHaveRest && p.rest_out.data != nullptr) {
       wait();
       const float* lses = reinterpret_cast<const float*>(of_v + Traits::kRestLse) + row;
       const uint32_t mine = read_thread() % 32 / 4;
@@ -189,13 +208,32 @@ class Consumer {
       stage_rows<Traits>(staged, softmax, products_.out, wait);
     }
     const RowPlace at = rows();
-    cute::tma_store_fence();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-      store_panels<Traits::kPanels>(p.out, staged.data(), staged.kPanelBytes, at);
+    if (p.attention.query_rows == nullptr) {
+      cute::tma_store_fence();
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) {
+        store_panels<Traits::kPanels>(p.out, staged.data(), staged.kPanelBytes, at);
+      }
+    } else {
+      __syncwarp();
+      scatter_rows<Traits>(staged, p.attention, first_row());
     }
     __syncwarp();
-    write_lse(p.op.attention, at, softmax, unit);
+    write_lse(p.attention, at, softmax, unit);
+  }
+  // Instead: what exact column sums will refer to. By way of nothing, but the stages are waited
+  // for.
+  __device__ __forceinline__ void keep_references(const OnlineSoftmax& softmax) {
+    shared.v_ring.wait(slot_);
+    shared.k_ring.wait(slot_.after());
+    const RowPlace at = rows();
+    const uint32_t r = read_thread() % 4;
+    const int32_t position = at.row + (r == 0 ? 0 : 8);
+    if (r < 2 && position < p.attention.queries) {
+      *row_reference(p.attention, at.batch, at.head, row_of(p.attention, position)) =
+          RowReference::of_row(r == 0 ? softmax.reference[0] : softmax.reference[1],
+                               r == 0 ? softmax.sum[0] : softmax.sum[1], softmax.exact);
+    }
   }
   // Frees the stages of the tile before's result, once the copy engine has read them; behind the
   // release of this tile's first K.
@@ -218,6 +256,10 @@ class Consumer {
     const int thread = static_cast<int>(read_thread() % 128);
     return shared.work[n_].place(64 * w + thread / 32 * 16 + thread % 32 / 4);
   }
+  // The warp's first row.
+  __device__ __forceinline__ RowPlace first_row() const {
+    return shared.work[n_].place(64 * w + static_cast<int>(read_thread() % 128) / 32 * 16);
+  }
   // How many warpgroups have rows of the n-th tile; 0 behind the last one.
   __device__ __forceinline__ int32_t wait_for_work(uint32_t n) {
     const Work& work = shared.work.wait(n);
@@ -233,6 +275,11 @@ class Consumer {
       if (j == 0 && n_ > 0) release_result();
       shared.v_ring.wait(before_);
       release_v();
+      if constexpr (Traits::kSumsColumns) {
+        shared.sums.ring.acquire(sum_slot_);
+        if (thread() % 32 == 0) shared.sums.ring.commit(sum_slot_);
+        ++sum_slot_;
+      }
     }
   }
 
@@ -240,22 +287,33 @@ class Consumer {
   __device__ __forceinline__ void take_next_queries() {
     last_ = w >= wait_for_work(n_ + 1) ? 1 : 0;
     named_sync(kQueriesFree + w, 128);
-    if (last_ == 0 && thread() == 0) ask_for_queries<Traits>(p, shared, shared.work[n_ + 1], w);
+    if (last_ == 0) {
+      if (p.attention.query_rows != nullptr) {
+        gather_queries<Traits>(p.attention, shared, shared.work[n_ + 1], w);
+      } else if (thread() == 0) {
+        ask_for_queries<Traits>(p, shared, shared.work[n_ + 1], w);
+      }
+    }
     __syncwarp();
   }
   __device__ __forceinline__ void wait_for_queries(uint32_t n) {
     shared.queries_full[w].wait(n % 2);
+    if (p.attention.query_rows != nullptr) cutlass::arch::fence_view_async_shared();
     products_.hold_queries(w);
   }
 
-  // The rows come through the generic proxy, and products read through the other.
   __device__ __forceinline__ void wait_for_k() {
     shared.k_ring.wait(slot_);
-    cutlass::arch::fence_view_async_shared();
+    fence_gathered_rows();
   }
   __device__ __forceinline__ void wait_for_v() {
     shared.v_ring.wait(before_);
-    cutlass::arch::fence_view_async_shared();
+    fence_gathered_rows();
+  }
+  // Gathered rows come through the generic proxy, and products read through the other, as the copy
+  // engine writes.
+  __device__ __forceinline__ void fence_gathered_rows() {
+    if constexpr (!Traits::kByCopyEngine) cutlass::arch::fence_view_async_shared();
   }
   __device__ __forceinline__ void release_k() {
     if (thread() % 32 == 0) shared.k_ring.release(slot_);
@@ -280,7 +338,44 @@ class Consumer {
     if constexpr (kTurns) named_arrive(next_turn_, 256);
   }
 
-  const ColumnSparseKernelParams& p;
+  // What the sums of this thread's rows refer to. Rows behind the last one count for nothing.
+  __device__ __forceinline__ void load_references(RowReference (&references)[2]) const {
+    const AttentionParams& a = p.attention;
+    const RowPlace at = rows();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int32_t position = at.row + 8 * r;
+      references[r] = RowReference::of_lse(INFINITY);
+      if (position >= a.queries) continue;
+      const int32_t row = row_of(a, position);
+      if (p.reference_lse.data != nullptr) {
+        references[r] = RowReference::of_lse(
+            __ldg(p.reference_lse.data + p.reference_lse.offset(at.batch, at.head, row)));
+      } else {
+        references[r] = *row_reference(a, at.batch, at.head, row);
+      }
+    }
+  }
+  __device__ __forceinline__ void set_factors(const OnlineSoftmax& softmax,
+                                              const RowReference (&references)[2]) {
+    factor_[0] = summand_factor(softmax, 0, references[0]);
+    factor_[1] = summand_factor(softmax, 1, references[1]);
+  }
+  // Packs the weights of a tile of keys, and hands the adding warp this warp's part of its column
+  // sums.
+  __device__ __forceinline__ void pack_and_sum() {
+    auto& parts = shared.sums;
+    const int warp = static_cast<int>(read_thread() / 32) - 4;
+    float2 sums[kKeys / 8];
+    products_.pack_and_add_rows(factor_, sums);
+    parts.ring.acquire(sum_slot_);
+    add_lanes<kKeys>(sums, parts.pairs[warp]);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) parts.ring.commit(sum_slot_);
+    ++sum_slot_;
+  }
+
+  const typename Traits::Params& p;
   typename Traits::Shared& shared;
   const int w;
   uint32_t n_ = 0;                        // of the tile under way, among the CTA's
@@ -288,6 +383,9 @@ class Consumer {
   RingPosition<Traits::kStages> before_;  // of V, which runs one slot behind
   int next_turn_ = 0;                     // whose turn comes next, of the tile under way
   int32_t last_ = 0;  // 1: the next tile has no rows of this warpgroup; as a bool it would spill
+  // Of column sums alone.
+  float factor_[2];
+  ColumnSumRing::Position sum_slot_ = ColumnSumRing::Position::of_producer();
   Products<Traits> products_;
 };
 

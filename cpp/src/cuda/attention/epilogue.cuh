@@ -1,4 +1,4 @@
-// What column-sparse attention reads before, and writes after, the sums of a tile.
+// What an attention kernel reads before, and writes after, the sums of a tile.
 //
 // A rest enters as if its own keys had come last: as one more part of the sums, with its lse for
 // the logarithm of its weight. The merge is then the softmax itself, exact, with one rounding. Its
@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "cuda/attention/sparse/traits.cuh"
+#include "cuda/attention/traits.cuh"
 #include "cuda/device/accumulator.cuh"
 #include "cuda/device/softmax.cuh"
 
@@ -24,8 +24,10 @@ __device__ __forceinline__ void write_lse(const AttentionParams& a, const RowPla
   const uint32_t r = read_thread() % 4;
   const float lse = OnlineSoftmax::lse(r == 0 ? softmax.reference[0] : softmax.reference[1],
                                        r == 0 ? softmax.sum[0] : softmax.sum[1], unit);
-  const int32_t row = at.row + (r == 0 ? 0 : 8);
-  if (r < 2 && row < a.queries) a.lse.data[a.lse.offset(at.batch, at.head, row)] = lse;
+  const int32_t position = at.row + (r == 0 ? 0 : 8);
+  if (r < 2 && position < a.queries) {
+    a.lse.data[a.lse.offset(at.batch, at.head, row_of(a, position))] = lse;
+  }
 }
 
 // Puts a warp's rows in their stage, once `wait` has been for it.
@@ -84,28 +86,49 @@ __device__ __forceinline__ void merge_rows(const StagedRows<Traits>& staged,
   }
 }
 
+// A warp's staged rows to the rows of the result that query_rows names: what the copy engine does
+// where rows lie one after another. Behind a __syncwarp.
+template <class Traits>
+__device__ __forceinline__ void scatter_rows(const StagedRows<Traits>& staged,
+                                             const AttentionParams& a, const RowPlace& first) {
+  using Element = typename Traits::Element;
+  constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, in a row
+  const int lane = static_cast<int>(read_thread() % 32);
+#pragma unroll 1
+  for (int i = lane; i < 16 * kChunks; i += 32) {
+    const int row = i / kChunks, chunk = i % kChunks;
+    if (first.row + row >= a.queries) continue;
+    const uint4 words = *reinterpret_cast<const uint4*>(
+        staged.data() + chunk / 8 * staged.kPanelBytes + row * 128 + (chunk % 8 ^ row % 8) * 16);
+    *reinterpret_cast<uint4*>(static_cast<Element*>(a.out.data) +
+                              a.out.offset(first.batch, first.head, row_of(a, first.row + row)) +
+                              8 * chunk) = words;
+  }
+}
+
 // A list without columns: the rest as it is, or nothing. By 128 threads. Where the rest is the
 // result, every word is written as it was read.
 template <class Traits>
-__device__ __forceinline__ void write_empty_tile(const ColumnSparseKernelParams& p,
-                                                 const Work& at) {
+__device__ __forceinline__ void write_empty_tile(const AttentionKernelParams& p, const Work& at) {
   using Element = typename Traits::Element;
   constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, in a row
-  const ColumnSparseAttentionParams& op = p.op;
+  const AttentionParams& a = p.attention;
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x % 128); i < at.warpgroups * 64 * kChunks; i += 128) {
-    const int32_t row = at.first_row + i / kChunks;
+    const int32_t position = at.first_row + i / kChunks;
     const int chunk = i % kChunks;
-    if (row >= op.attention.queries) continue;
+    if (position >= a.queries) continue;
+    const int32_t row = row_of(a, position);
     float lse = -INFINITY;
-    if (p.has_rest) lse = op.rest_lse.data[op.rest_lse.offset(at.batch, at.head, row)];
+    if (p.rest_out.data != nullptr) {
+      lse = p.rest_lse.data[p.rest_lse.offset(at.batch, at.head, row)];
+    }
     uint4 words = make_uint4(0, 0, 0, 0);
     if (lse != -INFINITY) {
       words =
-          *reinterpret_cast<const uint4*>(static_cast<const Element*>(op.rest_out.data) +
-                                          op.rest_out.offset(at.batch, at.head, row) + 8 * chunk);
+          *reinterpret_cast<const uint4*>(static_cast<const Element*>(p.rest_out.data) +
+                                          p.rest_out.offset(at.batch, at.head, row) + 8 * chunk);
     }
-    const AttentionParams& a = op.attention;
     *reinterpret_cast<uint4*>(static_cast<Element*>(a.out.data) +
                               a.out.offset(at.batch, at.head, row) + 8 * chunk) = words;
     if (chunk == 0) a.lse.data[a.lse.offset(at.batch, at.head, row)] = lse;
