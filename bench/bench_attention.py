@@ -14,7 +14,8 @@ sustained  the figure of record: the card is heated up for --heat-s seconds; the
 
 Suites, a JSON file each: "anchors" (attention_gpu.json, and the plot), "rest" (what a merged rest
 costs), "general" (other head dims, groups, float16), "lengths" (lists of many lengths beside equal
-ones, with and without an order), "select" (what making lists costs), "overhead" (what a call costs
+ones, with and without an order), "dense" (dense attention and column sums),
+"select" (what making lists costs), "overhead" (what a call costs
 the host). "guard", which "all" leaves out, is the rows with a target and FlashAttention-3 alone.
 FlashAttention-3 is the wheel fa3-fwd 0.0.3 (`pip install --no-deps fa3-fwd==0.0.3`). FlexAttention
 attends to random 128 x 128 blocks, about as many keys as the lists hold. cuDNN is dense, so it is
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import attention_overhead
+import dense_suite
 import select_suite
 import torch
 from attention_cases import (
@@ -48,6 +50,7 @@ from attention_cases import (
 )
 from attention_peers import PEERS, Peer, versions
 from attention_report import HEADER, WITH_REST, Row, derive, lines, plot
+from dense_suite import DENSE_SUITE, DenseCase
 from gpu_machine import Budget, Machine, hopper, timed
 from select_suite import SELECT, SelectCase
 from shapes import ATTENTION_SUITES, FA3, GUARD, RANDOM, AttentionCase
@@ -55,7 +58,8 @@ from timing import RESULTS, write
 
 OVERHEAD = "overhead"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "attention_speedup.png"
-Case = AttentionCase | SelectCase
+Case = AttentionCase | SelectCase | DenseCase
+OPS = {SELECT: "select_columns", DENSE_SUITE: "dense_attention"}
 LEGEND = (
     "cold: L2 flushed, launch by launch; sustained: back to back in CUDA graphs, no launch cost"
 )
@@ -134,6 +138,9 @@ def measure_any(
     if isinstance(case, SelectCase):
         row = select_suite.measure(case, options, machine)
         wrong = set(row["left_out"]) - {select_suite.TOPK}
+    elif isinstance(case, DenseCase):
+        row = dense_suite.measure(case, options, peers, machine)
+        wrong = set(row["left_out"]) - set(peers)
     else:
         row = measure(case, options, peers, machine)
         wrong = set(row["left_out"]) & {*case.patterns, WITH_REST}
@@ -143,7 +150,11 @@ def measure_any(
 
 def table(suite: str) -> tuple[str, Callable[[Row], Iterator[str]]]:
     """The header of a suite's table, and what makes lines of a row."""
-    return (select_suite.HEADER, select_suite.lines) if suite == SELECT else (HEADER, lines)
+    if suite == SELECT:
+        return select_suite.HEADER, select_suite.lines
+    if suite == DENSE_SUITE:
+        return dense_suite.HEADER, dense_suite.lines
+    return HEADER, lines
 
 
 class Output:
@@ -164,7 +175,7 @@ class Output:
         write(
             name,
             {
-                "op": "select_columns" if suite == SELECT else "column_sparse_attention",
+                "op": OPS.get(suite, "column_sparse_attention"),
                 "suite": suite,
                 "gpu": dict(machine.description),
                 "versions": versions(),
@@ -253,7 +264,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    names = (*ATTENTION_SUITES, SELECT, OVERHEAD)
+    names = (*ATTENTION_SUITES, DENSE_SUITE, SELECT, OVERHEAD)
     parser.add_argument("--suite", default="all", help=f"{', '.join(names)} (commas), or all")
     parser.add_argument(
         "--shapes", default="", help="parts of shape names and counts, commas between"
@@ -294,7 +305,11 @@ def main() -> int:
     budget = Budget(options.budget_s)
     machine = hopper()
     wanted = tuple(filter(None, options.shapes.split(",")))
-    known: Mapping[str, Sequence[Case]] = {**ATTENTION_SUITES, SELECT: select_suite.CASES}
+    known: Mapping[str, Sequence[Case]] = {
+        **ATTENTION_SUITES,
+        DENSE_SUITE: dense_suite.CASES,
+        SELECT: select_suite.CASES,
+    }
     suites = {
         suite: [c for c in known[suite] if not wanted or any(part in c.title for part in wanted)]
         for suite in options.suites

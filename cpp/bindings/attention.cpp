@@ -19,24 +19,31 @@ float scale_or_default(OptionalScale scale, const TensorView& q) {
   return 1.0F / std::sqrt(static_cast<float>(q.shape[q.rank - 1]));
 }
 
+const TensorView* pointer_to(const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; }
+
 void bind_dense(py::module_& m) {
   def_op(
       m, "dense_attention",
       [](const Context& context, const TensorView& q, const TensorView& k, const TensorView& v,
-         OptionalScale scale, const TensorView& out, const TensorView& lse) {
-        dense_attention(q, k, v, scale_or_default(scale, q), {out, lse}, context);
+         const OptionalTensor& query_rows, OptionalScale scale, const TensorView& out,
+         const TensorView& lse) {
+        dense_attention(q, k, v, pointer_to(query_rows), scale_or_default(scale, q), {out, lse},
+                        context);
       },
-      "q", "k", "v", "softmax_scale", "out", "lse");
+      "q", "k", "v", "query_rows", "softmax_scale", "out", "lse");
 
   def_op(
       m, "dense_attention_column_sums",
       [](const Context& context, const TensorView& q, const TensorView& k, const TensorView& v,
-         const OptionalTensor& reference_lse, int32_t query_group, OptionalScale scale,
+         const OptionalTensor& reference_lse, const OptionalTensor& key_weights,
+         const OptionalTensor& query_rows, int32_t query_group, OptionalScale scale,
          const TensorView& out, const TensorView& lse, const TensorView& column_sums) {
-        dense_attention_column_sums(q, k, v, reference_lse ? &*reference_lse : nullptr, query_group,
-                                    scale_or_default(scale, q), {out, lse}, column_sums, context);
+        dense_attention_column_sums(q, k, v, pointer_to(reference_lse), pointer_to(key_weights),
+                                    pointer_to(query_rows), query_group, scale_or_default(scale, q),
+                                    {out, lse}, column_sums, context);
       },
-      "q", "k", "v", "reference_lse", "query_group", "softmax_scale", "out", "lse", "column_sums");
+      "q", "k", "v", "reference_lse", "key_weights", "query_rows", "query_group", "softmax_scale",
+      "out", "lse", "column_sums");
 }
 
 void bind_column_sparse(py::module_& m) {
@@ -45,18 +52,20 @@ void bind_column_sparse(py::module_& m) {
       [](const Context& context, const TensorView& q, const TensorView& k, const TensorView& v,
          const TensorView& indices, const TensorView& counts, const OptionalTensor& order,
          int32_t query_group, const OptionalTensor& rest_out, const OptionalTensor& rest_lse,
-         OptionalScale scale, const TensorView& out, const TensorView& lse) {
+         const OptionalTensor& query_rows, OptionalScale scale, const TensorView& out,
+         const TensorView& lse) {
         // A rest without one of its parts is refused by the op: its shape is [].
         AttentionPart rest;
         if (rest_out) rest.out = *rest_out;
         if (rest_lse) rest.lse = *rest_lse;
         column_sparse_attention(q, k, v, {indices, counts, query_group, order},
-                                rest_out || rest_lse ? &rest : nullptr, scale_or_default(scale, q),
-                                {out, lse}, context);
+                                rest_out || rest_lse ? &rest : nullptr, pointer_to(query_rows),
+                                scale_or_default(scale, q), {out, lse}, context);
       },
       "q", "k", "v", Shown{"indices", "columns.indices"}, Shown{"counts", "columns.counts"},
       Shown{"order", "columns.order"}, Shown{"query_group", "columns.query_group"},
-      Shown{"rest_out", "rest.out"}, Shown{"rest_lse", "rest.lse"}, "softmax_scale", "out", "lse");
+      Shown{"rest_out", "rest.out"}, Shown{"rest_lse", "rest.lse"}, "query_rows", "softmax_scale",
+      "out", "lse");
 }
 
 void bind_algebra(py::module_& m) {

@@ -12,6 +12,13 @@ using chipmunk::AttentionPart;
 using chipmunk::Context;
 using chipmunk::InvalidArgument;
 
+// 0, 1, .., count - 1.
+inline Tensor row_numbers(int64_t count) {
+  Tensor rows(DType::kInt32, {count});
+  for (int64_t i = 0; i < count; ++i) rows.set({i}, static_cast<double>(i));
+  return rows;
+}
+
 // The arguments of every op, right as they are: a case changes one and calls.
 struct Arguments {
   Tensor memory_q{DType::kFloat32, {2, 4, 100, 16}};
@@ -19,6 +26,8 @@ struct Arguments {
   Tensor memory_v{DType::kFloat32, {2, 2, 30, 16}};
   Tensor memory_lse{DType::kFloat32, {2, 4, 100}};
   Tensor memory_sums{DType::kFloat32, {2, 4, 2, 30}};
+  Tensor memory_weights{DType::kFloat32, {2, 2, 30}};
+  Tensor memory_rows = row_numbers(100);
   Part memory_result{DType::kFloat32, 2, 4, 100, 16};
   Part memory_a{DType::kFloat32, 2, 4, 100, 16};
   Part memory_b{DType::kFloat32, 2, 4, 100, 16};
@@ -26,19 +35,20 @@ struct Arguments {
 
   TensorView q = memory_q, k = memory_k, v = memory_v;
   TensorView reference_lse = memory_lse, column_sums = memory_sums;
+  TensorView key_weights = memory_weights, query_rows = memory_rows;
   AttentionPart result = memory_result.part(), a = memory_a.part(), b = memory_b.part();
   chipmunk::ColumnLists columns = memory_lists.lists();
   int32_t query_group = 64;
   float scale = 0.25f;
   Context context;
 
-  void dense() const { chipmunk::dense_attention(q, k, v, scale, result, context); }
+  void dense() const { chipmunk::dense_attention(q, k, v, &query_rows, scale, result, context); }
   void sums() const {
-    chipmunk::dense_attention_column_sums(q, k, v, &reference_lse, query_group, scale, result,
-                                          column_sums, context);
+    chipmunk::dense_attention_column_sums(q, k, v, &reference_lse, &key_weights, &query_rows,
+                                          query_group, scale, result, column_sums, context);
   }
   void sparse() const {
-    chipmunk::column_sparse_attention(q, k, v, columns, &a, scale, result, context);
+    chipmunk::column_sparse_attention(q, k, v, columns, &a, &query_rows, scale, result, context);
   }
   void merge() const { chipmunk::merge_attention(a, b, result, context); }
   void rest_of() const { chipmunk::rest_of_attention(a, b, result, context); }
@@ -73,7 +83,7 @@ inline void all_to_gpu(Arguments& x, DType dtype) {
     t->dtype = dtype;
   }
   for (TensorView* t : {&x.result.lse, &x.a.lse, &x.b.lse, &x.reference_lse, &x.column_sums,
-                        &x.columns.indices, &x.columns.counts}) {
+                        &x.key_weights, &x.query_rows, &x.columns.indices, &x.columns.counts}) {
     to_gpu(*t);
   }
 }

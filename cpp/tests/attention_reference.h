@@ -385,7 +385,7 @@ struct Sums {
 };
 
 inline Part dense(const Problem& problem, Part result) {
-  chipmunk::dense_attention(problem.q, problem.k, problem.v, problem.scale, result.part(),
+  chipmunk::dense_attention(problem.q, problem.k, problem.v, nullptr, problem.scale, result.part(),
                             chipmunk::Context{});
   return result;
 }
@@ -394,7 +394,7 @@ inline Part column_sparse(const Problem& problem, const Lists& lists, const Part
                           Part result) {
   const chipmunk::AttentionPart rest_part = rest != nullptr ? rest->part() : result.part();
   chipmunk::column_sparse_attention(problem.q, problem.k, problem.v, lists.lists(),
-                                    rest != nullptr ? &rest_part : nullptr, problem.scale,
+                                    rest != nullptr ? &rest_part : nullptr, nullptr, problem.scale,
                                     result.part(), chipmunk::Context{});
   return result;
 }
@@ -405,8 +405,8 @@ inline Sums column_sums(const Problem& problem, const Shape& s, const Tensor* re
            make_rows(sums_dtype, s.batch, s.query_heads, s.groups(), s.keys, layout)};
   got.sums.fill(123.0);
   chipmunk::dense_attention_column_sums(
-      problem.q, problem.k, problem.v, reference != nullptr ? &reference->view() : nullptr,
-      s.query_group, problem.scale, got.part.part(), got.sums, chipmunk::Context{});
+      problem.q, problem.k, problem.v, reference != nullptr ? &reference->view() : nullptr, nullptr,
+      nullptr, s.query_group, problem.scale, got.part.part(), got.sums, chipmunk::Context{});
   return got;
 }
 

@@ -300,7 +300,7 @@ void empties(testing::Tests& tests) {
     const Part first = dense(problem, Part(s, DType::kFloat32));
     for (const int threads : {1, 3, 8}) {
       const Part got = Part(s, DType::kFloat32);
-      chipmunk::dense_attention(problem.q, problem.k, problem.v, problem.scale, got.part(),
+      chipmunk::dense_attention(problem.q, problem.k, problem.v, nullptr, problem.scale, got.part(),
                                 Context{nullptr, threads});
       tests.check(got.out.same_bits(first.out) && got.lse.same_bits(first.lse), "threads");
     }

@@ -51,8 +51,8 @@ void sums(testing::Tests& tests) {
                                    std::to_string(s.keys) + " layout " +
                                    std::to_string(static_cast<int>(layout));
           Part plain(dtype, s.batch, s.query_heads, s.queries, s.head_dim, layout);
-          chipmunk::dense_attention(problem.q, problem.k, problem.v, problem.scale, plain.part(),
-                                    Context{});
+          chipmunk::dense_attention(problem.q, problem.k, problem.v, nullptr, problem.scale,
+                                    plain.part(), Context{});
 
           const Sums exact = column_sums(problem, s, nullptr, DType::kFloat32, layout);
           tests.check(wrong_sums(problem, s.query_group, nullptr, exact.sums) == 0,
@@ -135,7 +135,8 @@ void sums(testing::Tests& tests) {
 Part over_keys(const Problem& problem, const Shape& s, int64_t begin, int64_t end) {
   Part part(problem.q.dtype(), s.batch, s.query_heads, s.queries, s.head_dim);
   chipmunk::dense_attention(problem.q, problem.k.slice(2, begin, end),
-                            problem.v.slice(2, begin, end), problem.scale, part.part(), Context{});
+                            problem.v.slice(2, begin, end), nullptr, problem.scale, part.part(),
+                            Context{});
   return part;
 }
 

@@ -115,7 +115,7 @@ __global__ void copy_panels(const __grid_constant__ CUtensorMap from,
   if (threadIdx.x == 0) {
     full.init(1);
     cutlass::arch::fence_barrier_init();
-    load_panels<64, 2>(from, full, tile, {1, 2, 30});
+    load_panels<64, 2, CacheHint::kNormal>(from, full, tile, {1, 2, 30});
   }
   __syncthreads();
   full.wait(0);

@@ -19,17 +19,22 @@ struct AttentionPart {
   TensorView lse;  // [batch, query_heads, queries] float32
 };
 
+// `query_rows` [queries] int32, contiguous, or null: a permutation; group g holds the rows
+// query_rows[g * query_group] and on, while all tensors stay in the caller's order. The result of
+// dense_attention does not depend on it.
 CHIPMUNK_API void dense_attention(const TensorView& q, const TensorView& k, const TensorView& v,
-                                  float softmax_scale, const AttentionPart& result,
-                                  const Context& context);
+                                  const TensorView* query_rows, float softmax_scale,
+                                  const AttentionPart& result, const Context& context);
 
 // column_sums[b, h, g, j] = sum over the rows i of group g of exp(score_ij - reference_lse_i).
 //   reference_lse  [batch, query_heads, queries] float32, or null: the exact one, in two passes
+//   key_weights    [batch, kv_heads, keys] float32, or null: multiply the sums of their keys
 //   column_sums    [batch, query_heads, groups, keys] float32 or bfloat16
 CHIPMUNK_API void dense_attention_column_sums(const TensorView& q, const TensorView& k,
                                               const TensorView& v, const TensorView* reference_lse,
-                                              int32_t query_group, float softmax_scale,
-                                              const AttentionPart& result,
+                                              const TensorView* key_weights,
+                                              const TensorView* query_rows, int32_t query_group,
+                                              float softmax_scale, const AttentionPart& result,
                                               const TensorView& column_sums,
                                               const Context& context);
 
@@ -37,8 +42,9 @@ CHIPMUNK_API void dense_attention_column_sums(const TensorView& q, const TensorV
 // given. `rest` may be the result itself: each row is read before it is written.
 CHIPMUNK_API void column_sparse_attention(const TensorView& q, const TensorView& k,
                                           const TensorView& v, const ColumnLists& columns,
-                                          const AttentionPart* rest, float softmax_scale,
-                                          const AttentionPart& result, const Context& context);
+                                          const AttentionPart* rest, const TensorView* query_rows,
+                                          float softmax_scale, const AttentionPart& result,
+                                          const Context& context);
 
 // The attention over the union of two disjoint sets of keys.
 CHIPMUNK_API void merge_attention(const AttentionPart& a, const AttentionPart& b,

@@ -58,15 +58,22 @@ int64_t rows_of_group(const Tiling& tiles, int64_t queries, int64_t group) {
   return std::min(tiles.group_rows, queries - group * tiles.group_rows);
 }
 
+// The row that a tile's pointers point at: the head's row 0 where the tile names its rows.
+int64_t first_row(const AttentionParams& p, int64_t position) {
+  return p.query_rows == nullptr ? position : 0;
+}
+
 // Tile `index` of a group, over all keys; no rows where the last group is too short for it.
 AttentionTile tile_of(const AttentionParams& p, const Tiling& tiles, const Position& position,
                       int64_t index) {
   const auto [batch, head, group] = position;
-  const int64_t first = group * tiles.group_rows + index * tiles.tile_rows;
+  const int64_t position_in_head = group * tiles.group_rows + index * tiles.tile_rows;
+  const int64_t first = first_row(p, position_in_head);
   const int64_t left = rows_of_group(tiles, p.queries, group) - index * tiles.tile_rows;
   const int64_t kv_head = head / (p.query_heads / p.kv_heads);
   AttentionTile tile{};
   tile.queries = static_cast<int32_t>(std::clamp<int64_t>(left, 0, tiles.tile_rows));
+  if (p.query_rows != nullptr) tile.rows = p.query_rows + position_in_head;
   tile.q = at(p.q, p.dtype, p.q.offset(batch, head, first));
   tile.k = at(p.k, p.dtype, p.k.offset(batch, kv_head, 0));
   tile.v = at(p.v, p.dtype, p.v.offset(batch, kv_head, 0));
@@ -85,7 +92,9 @@ AttentionTile tile_of(const AttentionParams& p, const Tiling& tiles, const Posit
 
 }  // namespace
 
-void dense_attention(const AttentionParams& p, int threads) {
+void dense_attention(const AttentionParams& params, int threads) {
+  AttentionParams p = params;
+  p.query_rows = nullptr;  // without groups there is nothing to permute
   const Tiling tiles = tiling(p.queries, kTileQueries);
   const auto attend = kernels().attend[dtype_index(p.dtype)];
   const Scratch scratch(kernels().scratch_floats(p.head_dim), thread_count(threads));
@@ -116,12 +125,18 @@ void dense_attention_column_sums(const AttentionColumnSumsParams& params, int th
       tile.scratch = scratch.of(worker);
       AttentionColumnSums request{nullptr, 0, group_sums};
       if (params.reference_lse.data != nullptr) {
-        const int64_t first = position.group * tiles.group_rows + i * tiles.tile_rows;
+        const int64_t first = first_row(p, position.group * tiles.group_rows + i * tiles.tile_rows);
         request.reference_lse = params.reference_lse.data +
                                 params.reference_lse.offset(position.batch, position.head, first);
         request.reference_lse_stride = params.reference_lse.strides[2];
       }
       attend(tile, request);
+    }
+    if (params.key_weights.data != nullptr) {
+      const int64_t kv_head = position.head / (p.query_heads / p.kv_heads);
+      const float* const weights =
+          params.key_weights.data + params.key_weights.offset(position.batch, kv_head);
+      for (int64_t j = 0; j < p.keys; ++j) group_sums[j] *= weights[j];
     }
     round(group_sums,
           at(params.column_sums, params.column_sums_dtype,
@@ -159,7 +174,7 @@ void column_sparse_attention(const ColumnSparseAttentionParams& params, int thre
     tile.columns = columns.list(batch, head, group);
     tile.count = columns.count(batch, head, group);
     if (params.rest_out.data != nullptr) {
-      const int64_t first = group * tiles.group_rows + index * tiles.tile_rows;
+      const int64_t first = first_row(p, group * tiles.group_rows + index * tiles.tile_rows);
       tile.rest_out = at(params.rest_out, p.dtype, params.rest_out.offset(batch, head, first));
       tile.rest_lse = params.rest_lse.data + params.rest_lse.offset(batch, head, first);
       tile.rest_out_stride = params.rest_out.strides[2];

@@ -69,9 +69,21 @@ void check_apart(const ArgChecker& check, const AttentionPart& result, std::stri
   check.no_overlap("lse", result.lse, name, input);
 }
 
+const int32_t* check_query_rows(const ArgChecker& check, const TensorView* query_rows,
+                                const TensorView& q, const AttentionPart& result) {
+  if (query_rows == nullptr) return nullptr;
+  check.shape("query_rows", *query_rows, {{"queries", q.shape[2]}});
+  check.dtype("query_rows", *query_rows, {DType::kInt32});
+  check.same_device("query_rows", *query_rows, "q", q.device);
+  check.last_dim_contiguous("query_rows", *query_rows);
+  check.readable("query_rows", *query_rows);
+  check_apart(check, result, "query_rows", *query_rows);
+  return static_cast<const int32_t*>(query_rows->data);
+}
+
 AttentionParams check_attention(const ArgChecker& check, const TensorView& q, const TensorView& k,
-                                const TensorView& v, float softmax_scale,
-                                const AttentionPart& result) {
+                                const TensorView& v, const TensorView* query_rows,
+                                float softmax_scale, const AttentionPart& result) {
   check.rank("q", q, {"batch", "query_heads", "queries", "head_dim"});
   check.rank("k", k, {"batch", "kv_heads", "keys", "head_dim"});
   const int64_t batch = q.shape[0], query_heads = q.shape[1], queries = q.shape[2];
@@ -114,13 +126,16 @@ AttentionParams check_attention(const ArgChecker& check, const TensorView& q, co
       .keys = keys,
       .head_dim = static_cast<int32_t>(head_dim),
       .softmax_scale = softmax_scale,
+      .query_rows = check_query_rows(check, query_rows, q, result),
   };
 }
 
 AttentionColumnSumsParams check_column_sums(const ArgChecker& check, const AttentionParams& p,
                                             const TensorView& q, const TensorView& k,
                                             const TensorView& v, const TensorView* reference_lse,
-                                            int32_t query_group, const AttentionPart& result,
+                                            const TensorView* key_weights,
+                                            const TensorView* query_rows, int32_t query_group,
+                                            const AttentionPart& result,
                                             const TensorView& column_sums) {
   check_query_group(check, "query_group", query_group);
   AttentionColumnSumsParams params{};
@@ -143,6 +158,20 @@ AttentionColumnSumsParams check_column_sums(const ArgChecker& check, const Atten
   check.no_overlap("column_sums", column_sums, "v", v);
   check.no_overlap("column_sums", column_sums, "out", result.out);
   check.no_overlap("column_sums", column_sums, "lse", result.lse);
+  if (query_rows != nullptr) {
+    check.no_overlap("column_sums", column_sums, "query_rows", *query_rows);
+  }
+  if (key_weights != nullptr) {
+    check.shape("key_weights", *key_weights,
+                {{"batch", p.batch}, {"kv_heads", p.kv_heads}, {"keys", p.keys}});
+    check.dtype("key_weights", *key_weights, {DType::kFloat32});
+    check.same_device("key_weights", *key_weights, "q", q.device);
+    check.last_dim_contiguous("key_weights", *key_weights);
+    check.readable("key_weights", *key_weights);
+    check_apart(check, result, "key_weights", *key_weights);
+    check.no_overlap("column_sums", column_sums, "key_weights", *key_weights);
+    params.key_weights = view_of<const float, 2>(*key_weights);
+  }
   if (reference_lse != nullptr) {
     check.shape("reference_lse", *reference_lse,
                 {{"batch", p.batch}, {"query_heads", p.query_heads}, {"queries", p.queries}});
@@ -261,21 +290,23 @@ CombineAttentionParams check_combine(const ArgChecker& check, const PartNames& a
 }  // namespace
 
 void dense_attention(const TensorView& q, const TensorView& k, const TensorView& v,
-                     float softmax_scale, const AttentionPart& result, const Context& context) {
+                     const TensorView* query_rows, float softmax_scale, const AttentionPart& result,
+                     const Context& context) {
   const ArgChecker check("dense_attention");
-  const AttentionParams params = check_attention(check, q, k, v, softmax_scale, result);
+  const AttentionParams params = check_attention(check, q, k, v, query_rows, softmax_scale, result);
   check_cuda_dense(check, params, q, k, v, result);
   run_on(q.device, context, params, cpu::dense_attention, cuda::dense_attention);
 }
 
 void dense_attention_column_sums(const TensorView& q, const TensorView& k, const TensorView& v,
-                                 const TensorView* reference_lse, int32_t query_group,
+                                 const TensorView* reference_lse, const TensorView* key_weights,
+                                 const TensorView* query_rows, int32_t query_group,
                                  float softmax_scale, const AttentionPart& result,
                                  const TensorView& column_sums, const Context& context) {
   const ArgChecker check("dense_attention_column_sums");
-  const AttentionColumnSumsParams params =
-      check_column_sums(check, check_attention(check, q, k, v, softmax_scale, result), q, k, v,
-                        reference_lse, query_group, result, column_sums);
+  const AttentionColumnSumsParams params = check_column_sums(
+      check, check_attention(check, q, k, v, query_rows, softmax_scale, result), q, k, v,
+      reference_lse, key_weights, query_rows, query_group, result, column_sums);
   check_cuda_column_sums(check, params.attention, q, k, v, query_group, result);
   run_on(q.device, context, params, cpu::dense_attention_column_sums,
          cuda::dense_attention_column_sums);
@@ -283,11 +314,12 @@ void dense_attention_column_sums(const TensorView& q, const TensorView& k, const
 
 void column_sparse_attention(const TensorView& q, const TensorView& k, const TensorView& v,
                              const ColumnLists& columns, const AttentionPart* rest,
-                             float softmax_scale, const AttentionPart& result,
-                             const Context& context) {
+                             const TensorView* query_rows, float softmax_scale,
+                             const AttentionPart& result, const Context& context) {
   const ArgChecker check("column_sparse_attention");
-  const ColumnSparseAttentionParams params = check_column_sparse(
-      check, check_attention(check, q, k, v, softmax_scale, result), q, columns, rest, result);
+  const ColumnSparseAttentionParams params =
+      check_column_sparse(check, check_attention(check, q, k, v, query_rows, softmax_scale, result),
+                          q, columns, rest, result);
   check_cuda_column_sparse(check, params, q, k, v, rest, result);
   run_on(q.device, context, params, cpu::column_sparse_attention, cuda::column_sparse_attention);
 }

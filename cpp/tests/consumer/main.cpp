@@ -58,7 +58,7 @@ int main() {
       view(counts.data(), DType::kInt32, {1, kHeads, kGroups}), kQueryGroup};
   const chipmunk::AttentionPart result{tensor(out),
                                        view(lse.data(), DType::kFloat32, {1, kHeads, kTokens})};
-  chipmunk::column_sparse_attention(tensor(q), tensor(k), tensor(v), columns, nullptr, scale,
+  chipmunk::column_sparse_attention(tensor(q), tensor(k), tensor(v), columns, nullptr, nullptr, scale,
                                     result, {});
 
   double worst = 0;
@@ -91,7 +91,7 @@ int main() {
   std::string message;
   try {
     chipmunk::column_sparse_attention(
-        tensor(q), tensor(k), tensor(v), columns, nullptr, scale,
+        tensor(q), tensor(k), tensor(v), columns, nullptr, nullptr, scale,
         {view(out.data(), DType::kFloat32, {1, kHeads, kTokens, 8}), result.lse}, {});
   } catch (const chipmunk::InvalidArgument& e) {
     message = e.what();

@@ -26,6 +26,7 @@ def dense_attention(
     k: Array,
     v: Array,
     *,
+    query_rows: Array | None = None,
     softmax_scale: float | None = None,
     out: Array | tuple[Array | None, Array | None] | None = None,
 ) -> tuple[Array, Array]:
@@ -35,6 +36,7 @@ def dense_attention(
         q: queries `[B, Hq, Nq, D]`.
         k: keys `[B, Hkv, Nk, D]`.
         v: values `[B, Hkv, Nk, D]`.
+        query_rows: as the other ops take it; the result does not depend on it.
         softmax_scale: factor of the scores; 1 / sqrt(D) if None.
         out: where to write: out, or (out, lse), None standing for a new array.
 
@@ -48,6 +50,7 @@ def dense_attention(
         q=q,
         k=k,
         v=v,
+        query_rows=query_rows,
         softmax_scale=_scale(op.name, softmax_scale),
         out=result,
         lse=lse,
@@ -62,6 +65,8 @@ def dense_attention_column_sums(
     v: Array,
     *,
     reference_lse: Array | None = None,
+    key_weights: Array | None = None,
+    query_rows: Array | None = None,
     query_group: int = 192,
     softmax_scale: float | None = None,
     out: Array | tuple[Array | None, Array | None, Array | None] | None = None,
@@ -75,7 +80,13 @@ def dense_attention_column_sums(
         q, k, v, softmax_scale: as in `dense_attention`.
         reference_lse: `[B, Hq, Nq]` float32, usually the previous step's lse; None means the exact
             one, at the price of a second pass over the scores.
-        query_group: rows per group: 64, 128, 192 or 256.
+        key_weights: `[B, Hkv, Nk]` float32; each key's sums are multiplied by its weight, so that
+            a key whose value changed a lot counts more. None: all 1.
+        query_rows: int32 permutation `[Nq]`; group g holds the queries
+            `query_rows[g * query_group : (g + 1) * query_group]`. All arrays stay in the caller's
+            order. None: as they come.
+        query_group: rows per group: 64, 128, 192 or 256 (on a GPU 64, 128 or 192, at head dim 256
+            64 or 128).
         out: where to write: out, or (out, lse, column_sums), None standing for a new array.
             column_sums may be bfloat16; a new one is float32.
 
@@ -95,6 +106,8 @@ def dense_attention_column_sums(
         k=k,
         v=v,
         reference_lse=reference_lse,
+        key_weights=key_weights,
+        query_rows=query_rows,
         query_group=query_group,
         softmax_scale=_scale(op.name, softmax_scale),
         out=result,
@@ -112,6 +125,7 @@ def column_sparse_attention(
     columns: ColumnLists,
     *,
     rest: tuple[Array, Array] | None = None,
+    query_rows: Array | None = None,
     softmax_scale: float | None = None,
     out: Array | tuple[Array | None, Array | None] | None = None,
 ) -> tuple[Array, Array]:
@@ -125,6 +139,9 @@ def column_sparse_attention(
         columns: lists with indices `[B, Hq, groups, capacity]`, groups = ceil(Nq / query_group).
         rest: (out, lse) of the attention over all other keys, or a stale copy of it: the result is
             the exact softmax merge of both.
+        query_rows: int32 permutation `[Nq]`; group g holds the queries
+            `query_rows[g * query_group : (g + 1) * query_group]`. q, out, lse and rest stay in the
+            caller's order. None: as they come. CHIPMUNK_CHECK=1 checks that it is a permutation.
         out: where to write: out, or (out, lse), None standing for a new array. `rest` itself will
             do: it is read before it is written.
 
@@ -151,6 +168,7 @@ def column_sparse_attention(
         query_group=columns.query_group,
         rest_out=rest_out,
         rest_lse=rest_lse,
+        query_rows=query_rows,
         softmax_scale=_scale(op.name, softmax_scale),
         out=result,
         lse=lse,

@@ -59,12 +59,25 @@ def check(op: Op, args: Sequence[Any], to_host: Callable[[Any], Any]) -> None:
     named = dict(zip(op.names, args, strict=True))
     if op.name == "columns_from_mask":
         _check_capacity(op.name, named["mask"], named["indices"], to_host)
+    if named.get("query_rows") is not None:
+        _check_query_rows(op.name, named["query_rows"], to_host)
     if op.columns is not None:
         argument, dim = op.columns
         n = _size(named[argument], dim)
         if n is not None:
             lists = named["indices"], named["counts"], named.get("order")
             validate(op.name, lists, n, to_host)
+
+
+def _check_query_rows(op: str, rows: Any, to_host: Callable[[Any], Any]) -> None:
+    if len(rows.shape) != 1 or not str(rows.dtype).endswith("int32"):
+        return
+    seen = sorted(to_host(rows).tolist())
+    if seen != list(range(len(seen))):
+        raise ValueError(
+            f"{op}: query_rows: expected a permutation of 0 to {len(seen) - 1}, got one that "
+            "leaves some out"
+        )
 
 
 def _check_capacity(op: str, mask: Any, indices: Any, to_host: Callable[[Any], Any]) -> None:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 _SCHEMAS = """
-dense_attention(Tensor q, Tensor k, Tensor v, float? softmax_scale, Tensor(a!) out, Tensor(b!) lse)
-dense_attention_column_sums(Tensor q, Tensor k, Tensor v, Tensor? reference_lse, SymInt query_group,
-    float? softmax_scale, Tensor(a!) out, Tensor(b!) lse, Tensor(c!) column_sums)
-column_sparse_attention(Tensor q, Tensor k, Tensor v, Tensor indices, Tensor counts,
-    Tensor? order, SymInt query_group, Tensor? rest_out, Tensor? rest_lse, float? softmax_scale,
+dense_attention(Tensor q, Tensor k, Tensor v, Tensor? query_rows, float? softmax_scale,
     Tensor(a!) out, Tensor(b!) lse)
+dense_attention_column_sums(Tensor q, Tensor k, Tensor v, Tensor? reference_lse,
+    Tensor? key_weights, Tensor? query_rows, SymInt query_group, float? softmax_scale,
+    Tensor(a!) out, Tensor(b!) lse, Tensor(c!) column_sums)
+column_sparse_attention(Tensor q, Tensor k, Tensor v, Tensor indices, Tensor counts,
+    Tensor? order, SymInt query_group, Tensor? rest_out, Tensor? rest_lse, Tensor? query_rows,
+    float? softmax_scale, Tensor(a!) out, Tensor(b!) lse)
 merge_attention(Tensor a_out, Tensor a_lse, Tensor b_out, Tensor b_lse,
     Tensor(a!) out, Tensor(b!) lse)
 rest_of_attention(Tensor whole_out, Tensor whole_lse, Tensor selected_out, Tensor selected_lse,

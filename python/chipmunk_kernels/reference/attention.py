@@ -43,6 +43,8 @@ def dense_attention_column_sums(
     v: Tensor,
     *,
     reference_lse: Tensor | None = None,
+    key_weights: Tensor | None = None,
+    query_rows: Tensor | None = None,
     query_group: int = 192,
     softmax_scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +56,9 @@ def dense_attention_column_sums(
     Args:
         q, k, v, softmax_scale: as in `dense_attention`.
         reference_lse: `[B, Hq, Nq]`, usually the previous step's lse; the exact lse if None.
+        key_weights: `[B, Hkv, Nk]`; each key's sums are multiplied by its weight. None: all 1.
+        query_rows: permutation `[Nq]`; group g holds the queries
+            `query_rows[g * query_group : (g + 1) * query_group]`. None: as they come.
         query_group: rows per group.
 
     Returns:
@@ -65,7 +70,12 @@ def dense_attention_column_sums(
     reference = lse if reference_lse is None else reference_lse.to(lse.dtype)
     weights = torch.exp(scores - reference[..., None])
     weights = weights.masked_fill(reference.isinf()[..., None], 0.0)
-    return out.to(q.dtype), lse, _in_groups(weights, query_group).sum(dim=-2)
+    if query_rows is not None:
+        weights = weights[:, :, query_rows.long()]
+    sums = _in_groups(weights, query_group).sum(dim=-2)
+    if key_weights is not None:
+        sums = sums * _per_query_head(key_weights, q).to(sums.dtype)[:, :, None]
+    return out.to(q.dtype), lse, sums
 
 
 def column_sparse_attention(
@@ -77,6 +87,7 @@ def column_sparse_attention(
     query_group: int = 192,
     *,
     rest: Part | None = None,
+    query_rows: Tensor | None = None,
     softmax_scale: float | None = None,
 ) -> Part:
     """Attention of each group of queries over its own list of keys, merged with `rest` if given.
@@ -90,10 +101,13 @@ def column_sparse_attention(
         counts: `[B, Hq, groups]` int32, each from 0 to capacity.
         query_group: rows per group.
         rest: the part over all other keys, or a stale copy of it.
+        query_rows: as in `dense_attention_column_sums`.
 
     Returns:
         The part over the listed keys, or the merge of it and `rest`; out in q's dtype.
     """
+    if query_rows is not None:
+        q = q[:, :, query_rows.long()]
     keys, capacity, head_dim = k.shape[-2], indices.shape[-1], q.shape[-1]
     # [B, Hq, groups, capacity]; slots past the count point at the row of zeros gather() appends
     listed = torch.arange(capacity, device=q.device) < counts[..., None]
@@ -108,6 +122,9 @@ def column_sparse_attention(
     scores = scores.masked_fill(~listed[..., None, :], -math.inf)
     out, lse = _softmax_times_v(scores, gather(v))  # [B, Hq, groups, query_group, ..]
     out, lse = out.flatten(2, 3)[:, :, : q.shape[2]], lse.flatten(2, 3)[:, :, : q.shape[2]]
+    if query_rows is not None:
+        back = query_rows.argsort()
+        out, lse = out[:, :, back], lse[:, :, back]
     if rest is not None:
         out, lse = _merge((out, lse), rest)
     return out.to(q.dtype), lse

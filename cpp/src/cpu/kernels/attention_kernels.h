@@ -8,7 +8,7 @@ namespace chipmunk::cpu {
 // Queries in a tile: 12 vectors of 16 lanes, or 4 panels of 3 vectors, which AVX-512 keeps busy.
 constexpr int32_t kTileQueries = 192;
 
-// Consecutive queries of one head that attend to the same columns.
+// Queries of one head that attend to the same columns.
 struct AttentionTile {
   const void* q;          // [queries, head_dim]
   const void* k;          // [keys, head_dim]
@@ -18,6 +18,7 @@ struct AttentionTile {
   const void* rest_out;   // [queries, head_dim], or null: nothing to merge; may be `out`
   const float* rest_lse;  // [queries], may be `lse`
   int64_t q_stride, k_stride, v_stride, out_stride, lse_stride, rest_out_stride, rest_lse_stride;
+  const int32_t* rows;     // [queries], of q, out, lse and the rest, or null: 0, 1, ..
   const int32_t* columns;  // [count], or null: 0, 1, .., count - 1
   int64_t count;
   int32_t queries;  // 1..kTileQueries
@@ -27,7 +28,7 @@ struct AttentionTile {
 };
 
 struct AttentionColumnSums {
-  const float* reference_lse;  // [queries], or null: the exact one
+  const float* reference_lse;  // by the tile's rows, or null: the exact one
   int64_t reference_lse_stride;
   float* sums;  // [count] += sum over the tile's queries of exp(score - reference_lse)
 };

@@ -29,7 +29,7 @@ inline bool set_references(const AttentionTile& tile, const AttentionColumnSums&
       scratch.reference[i] = 0.0f;
       scratch.factor[i] = 1.0f / total;
     } else {
-      const float given = request.reference_lse[i * request.reference_lse_stride];
+      const float given = request.reference_lse[row_of(tile, i) * request.reference_lse_stride];
       if (is_infinite(given)) continue;
       const double reference = given / to_natural;
       if (__builtin_fabs(reference) >= kExtreme) {

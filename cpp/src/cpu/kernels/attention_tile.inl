@@ -61,6 +61,10 @@ inline void for_each_panel(int queries, const Body& body) {
   if (vectors - first == 1) body.template operator()<1>(first);
 }
 
+inline int64_t row_of(const AttentionTile& tile, int query) {
+  return tile.rows == nullptr ? query : tile.rows[query];
+}
+
 // q^T into panels. Lanes past the last query are 0.
 template <class Type>
 inline void load_queries(const AttentionTile& tile, float* q) {
@@ -74,10 +78,10 @@ inline void load_queries(const AttentionTile& tile, float* q) {
         Vf rows[kLanes];
         for (int i = 0; i < kLanes; ++i) {
           const int query = (first + w) * kLanes + i;
-          const auto* const at = base + query * tile.q_stride + d;
           if (query >= tile.queries) {
             rows[i] = Vf{};
           } else {
+            const auto* const at = base + row_of(tile, query) * tile.q_stride + d;
             rows[i] = dims == kLanes ? Type::load(at) : load_first<Type>(at, dims);
           }
         }
@@ -116,11 +120,11 @@ inline void store_out(const AttentionTile& tile, const float* o, const OutFactor
         for (int i = 0; i < rows_left; ++i) {
           Vf row = factors.has_own[base + i] ? rows[i] : Vf{};
           if (factors.has_rest[base + i]) {
-            const auto* const from = rest + (base + i) * tile.rest_out_stride + d;
+            const auto* const from = rest + row_of(tile, base + i) * tile.rest_out_stride + d;
             row += (dims == kLanes ? Type::load(from) : load_first<Type>(from, dims)) *
                    factors.rest[base + i];
           }
-          auto* const to = out + (base + i) * tile.out_stride + d;
+          auto* const to = out + row_of(tile, base + i) * tile.out_stride + d;
           if (dims == kLanes) {
             Type::store(to, row);
           } else {
@@ -181,13 +185,13 @@ inline void finish(const AttentionTile& tile, const TileScratch& scratch) {
     factors.own[i] = total == 0.0f ? 0.0f : 1.0f / total;
     factors.has_own[i] = total != 0.0f || tile.rest_out == nullptr;
     if (tile.rest_out != nullptr) {
-      const float rest_lse = tile.rest_lse[i * tile.rest_lse_stride];
+      const float rest_lse = tile.rest_lse[row_of(tile, i) * tile.rest_lse_stride];
       float share;
       lse = merge_exact_lse(own_lse, rest_lse, share, factors.rest[i]);
       factors.own[i] *= share;
       factors.has_rest[i] = rest_lse != -__builtin_inff();
     }
-    tile.lse[i * tile.lse_stride] = lse;
+    tile.lse[row_of(tile, i) * tile.lse_stride] = lse;
   }
   store_out<Type>(tile, scratch.o, factors);
 }

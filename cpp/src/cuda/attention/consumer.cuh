@@ -116,8 +116,8 @@ class Consumer {
     const KeyTiles<kKeys> keys(work.count);
     next_turn_ = kTurn + (w + 1 == work.warpgroups ? 0 : w + 1);
     softmax.scale_log2 = p.scale_log2;
-    RowReference references[2];
-    if constexpr (Traits::kSumsColumns) load_references(references);
+    float reference_lse[2];
+    if constexpr (Traits::kSumsColumns) load_reference_lse(reference_lse);
     products_.finish_qk();
     release_k();
     if (keys.tiles == 1) take_next_queries();
@@ -125,7 +125,7 @@ class Consumer {
     softmax.start(products_.scores);
     softmax.weigh(products_.scores, softmax.sum);
     if constexpr (Traits::kSumsColumns) {
-      set_factors(softmax, references);
+      set_factors(softmax, reference_lse);
       pack_and_sum();
     } else {
       products_.pack_weights();
@@ -171,9 +171,9 @@ class Consumer {
       softmax.weigh(products_.scores, part);
       if constexpr (!Traits::kOverlapped && !Traits::kSumsColumns) products_.pack_weights();
       if constexpr (Traits::kSumsColumns) {
-        RowReference references[2];
-        load_references(references);
-        set_factors(softmax, references);
+        float reference_lse[2];
+        load_reference_lse(reference_lse);
+        set_factors(softmax, reference_lse);
       }
     }
     softmax.add(part);
@@ -338,28 +338,39 @@ class Consumer {
     if constexpr (kTurns) named_arrive(next_turn_, 256);
   }
 
-  // What the sums of this thread's rows refer to. Rows behind the last one count for nothing.
-  __device__ __forceinline__ void load_references(RowReference (&references)[2]) const {
+  // What column sums refer to, where the caller gives it. Rows behind the last one count for
+  // nothing.
+  __device__ __forceinline__ void load_reference_lse(float (&lse)[2]) const {
     const AttentionParams& a = p.attention;
     const RowPlace at = rows();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int32_t position = at.row + 8 * r;
-      references[r] = RowReference::of_lse(INFINITY);
-      if (position >= a.queries) continue;
-      const int32_t row = row_of(a, position);
-      if (p.reference_lse.data != nullptr) {
-        references[r] = RowReference::of_lse(
-            __ldg(p.reference_lse.data + p.reference_lse.offset(at.batch, at.head, row)));
-      } else {
-        references[r] = *row_reference(a, at.batch, at.head, row);
+      lse[r] = INFINITY;
+      if (position < a.queries && p.reference_lse.data != nullptr) {
+        lse[r] = __ldg(p.reference_lse.data +
+                       p.reference_lse.offset(at.batch, at.head, row_of(a, position)));
       }
     }
   }
-  __device__ __forceinline__ void set_factors(const OnlineSoftmax& softmax,
-                                              const RowReference (&references)[2]) {
-    factor_[0] = summand_factor(softmax, 0, references[0]);
-    factor_[1] = summand_factor(softmax, 1, references[1]);
+  __device__ __forceinline__ void set_factors(const OnlineSoftmax& softmax, const float (&lse)[2]) {
+    const AttentionParams& a = p.attention;
+    const RowPlace at = rows();
+    float factor[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int32_t position = at.row + 8 * r;
+      RowReference to = RowReference::of_lse(lse[r]);
+      if (p.reference_lse.data == nullptr && position < a.queries) {
+        to = *row_reference(a, at.batch, at.head, row_of(a, position));
+      }
+      factor[r] = summand_factor(softmax, r, to);
+    }
+    if constexpr (Traits::kHoldsFactors) {
+      factor_ = {factor[0], factor[1]};
+    } else {
+      shared.factors[static_cast<int>(read_thread()) - 128] = {factor[0], factor[1]};
+    }
   }
   // Packs the weights of a tile of keys, and hands the adding warp this warp's part of its column
   // sums.
@@ -367,7 +378,11 @@ class Consumer {
     auto& parts = shared.sums;
     const int warp = static_cast<int>(read_thread() / 32) - 4;
     float2 sums[kKeys / 8];
-    products_.pack_and_add_rows(factor_, sums);
+    if constexpr (Traits::kHoldsFactors) {
+      products_.pack_and_add_rows(factor_, sums);
+    } else {
+      products_.pack_and_add_rows(shared.factors[static_cast<int>(read_thread()) - 128], sums);
+    }
     parts.ring.acquire(sum_slot_);
     add_lanes<kKeys>(sums, parts.pairs[warp]);
     __syncwarp();
@@ -384,7 +399,7 @@ class Consumer {
   int next_turn_ = 0;                     // whose turn comes next, of the tile under way
   int32_t last_ = 0;  // 1: the next tile has no rows of this warpgroup; as a bool it would spill
   // Of column sums alone.
-  float factor_[2];
+  float2 factor_;
   ColumnSumRing::Position sum_slot_ = ColumnSumRing::Position::of_producer();
   Products<Traits> products_;
 };

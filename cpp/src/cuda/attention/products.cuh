@@ -90,15 +90,15 @@ class Products {
   }
   // The same, and the weights of each column's two rows, times the rows' factors, in pairs of
   // neighbours.
-  __device__ __forceinline__ void pack_and_add_rows(const float (&factor)[2],
+  __device__ __forceinline__ void pack_and_add_rows(const float2& factor,
                                                     float2 (&sums)[Traits::kKeys / 8]) {
 #pragma unroll
     for (int i = 0; i < kKeys / 8; ++i) {
       const float* w = &scores[4 * i];
       weights_[2 * i] = pack_pair<typename Traits::Element>(w[0], w[1]);
       weights_[2 * i + 1] = pack_pair<typename Traits::Element>(w[2], w[3]);
-      sums[i].x = fmaf(w[2], factor[1], w[0] * factor[0]);
-      sums[i].y = fmaf(w[3], factor[1], w[1] * factor[0]);
+      sums[i].x = fmaf(w[2], factor.y, w[0] * factor.x);
+      sums[i].y = fmaf(w[3], factor.y, w[1] * factor.x);
     }
   }
   // Before a tile's first PV. Not by a run-time flag of that product: the compiler would take it

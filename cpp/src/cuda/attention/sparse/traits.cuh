@@ -24,6 +24,7 @@ struct ColumnSparseTraits
   static constexpr bool kMayHaveRest = true;
   static constexpr bool kMayKeepReferences = false;
   static constexpr bool kSumsColumns = false;
+  static constexpr bool kHoldsFactors = false;
 
   using Shared = typename Base::template SharedTiles<ListWork>;
   static constexpr int kSharedBytes = static_cast<int>(sizeof(Shared));
