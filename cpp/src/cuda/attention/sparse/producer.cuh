@@ -163,11 +163,11 @@ class Producer {
   }
   // Has L2 read the n-th tile's queries, shortly before they are asked for.
   __device__ __forceinline__ void prefetch_queries(uint32_t n) const {
-    const Work& work = shared.work[n];
-    const int32_t boxes = work.count > 0 ? work.warpgroups : 0;
     if (p.attention.query_rows != nullptr) {
-      prefetch_query_rows(work, 64 * boxes);
+      prefetch_query_rows(n);
     } else if (threadIdx.x == 0) {
+      const Work& work = shared.work[n];
+      const int32_t boxes = work.count > 0 ? work.warpgroups : 0;
 #pragma unroll 1
       for (int32_t w = 0; w < boxes; ++w) {
         prefetch_panels<Traits::kPanels>(p.q, work.place(64 * w));
@@ -176,8 +176,10 @@ class Producer {
     __syncwarp();
   }
 
-  __device__ __forceinline__ void prefetch_query_rows(const Work& work, int32_t rows) const {
+  __device__ __forceinline__ void prefetch_query_rows(uint32_t n) const {
     const AttentionParams& a = p.attention;
+    const Work& work = shared.work.wait(n);  // that thread 0 has found
+    const int32_t rows = work.count > 0 ? 64 * work.warpgroups : 0;
 #pragma unroll 1
     for (int32_t i = static_cast<int32_t>(read_thread()); i < rows; i += 128) {
       const int32_t row = row_of(a, min(work.first_row + i, last_row()));
