@@ -32,7 +32,7 @@ def variants() -> dict[str, Callable[[], object]]:
     indices, counts = columns.indices, columns.counts
     out, lse = torch.empty_like(q), torch.empty(1, 4, 0)
     operator: Any = torch.ops.chipmunk_kernels.column_sparse_attention.default
-    arguments = (q, k, k, indices, counts, None, 64, None, None, None, out, lse)
+    arguments = (q, k, k, indices, counts, None, 64, None, None, None, None, out, lse)
     n_q, n_k = q.numpy(), k.numpy()
     n_columns = ck.ColumnLists(indices.numpy(), counts.numpy(), 64)
     return {

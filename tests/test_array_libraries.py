@@ -58,6 +58,22 @@ def test_numpy_gives_what_torch_gives(dtype):
     assert_equal(ck.merge_attention(rest, ours), ck.merge_attention(expected_rest, expected))
 
 
+def test_query_rows_and_key_weights_of_numpy():
+    q, k, v, columns = some_attention(dtype=torch.float32)
+    lists = ck.ColumnLists(columns.indices.numpy(), columns.counts.numpy(), 64)
+    arrays = q.numpy(), k.numpy(), v.numpy()
+    rows, weights = torch.randperm(130).int(), torch.randn(2, 2, 90)
+    ours = ck.column_sparse_attention(*arrays, lists, query_rows=rows.numpy())
+    assert_equal(ours, ck.column_sparse_attention(q, k, v, columns, query_rows=rows))
+    dense = ck.dense_attention(*arrays, query_rows=rows.numpy())
+    assert_equal(dense, ck.dense_attention(q, k, v, query_rows=rows))
+    sums = ck.dense_attention_column_sums(
+        *arrays, query_rows=rows.numpy(), key_weights=weights.numpy()
+    )
+    expected = ck.dense_attention_column_sums(q, k, v, query_rows=rows, key_weights=weights)
+    assert_equal(sums, expected)
+
+
 def test_the_mlp_on_numpy():
     x, w1, b1, w2t, columns, cache = some_mlp(dtype=torch.float32)
     lists = ck.ColumnLists(columns.indices.numpy(), columns.counts.numpy(), 128)
@@ -93,6 +109,11 @@ def test_jax_on_the_cpu():
     assert all(isinstance(a, jax.Array) for a in ours)
     assert ours[0].dtype == jax.numpy.bfloat16
     expected = ck.column_sparse_attention(q, k, v, columns)
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.equal(torch.from_dlpack(a), b)
+    rows = torch.randperm(130).int()
+    ours = ck.column_sparse_attention(*arrays, lists, query_rows=to_jax(rows))
+    expected = ck.column_sparse_attention(q, k, v, columns, query_rows=rows)
     for a, b in zip(ours, expected, strict=True):
         assert torch.equal(torch.from_dlpack(a), b)
     chosen = ck.select_columns(jax.numpy.arange(20.0).reshape(2, 10), count=3)

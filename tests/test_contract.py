@@ -246,11 +246,11 @@ import numpy as np
 from chipmunk_kernels import _core
 q = np.random.default_rng(0).normal(size=(1, 4, 600, 64)).astype(np.float32)
 outs = [(np.zeros_like(q), np.zeros(q.shape[:-1], np.float32)) for _ in range(2)]
-_core.dense_attention(q, q, q, None, *outs[0], 1)
+_core.dense_attention(q, q, q, None, None, *outs[0], 1)
 with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (6 << 20),) * 2)
-_core.dense_attention(q, q, q, None, *outs[1], 3)
+_core.dense_attention(q, q, q, None, None, *outs[1], 3)
 assert np.array_equal(outs[0][0], outs[1][0])
 """
     subprocess.run([sys.executable, "-c", program], check=True)

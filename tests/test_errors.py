@@ -181,6 +181,49 @@ ERRORS = {
         "dense_attention_column_sums: reference_lse: expected shape [batch=1, query_heads=4, "
         "queries=100], got [1, 4, 7]",
     ),
+    "query_rows": (
+        lambda: dense(query_rows=i32(99)),
+        "dense_attention: query_rows: expected shape [queries=100], got [99]",
+    ),
+    "dtype of query_rows": (
+        lambda: sums(query_rows=i32(100).long()),
+        "dense_attention_column_sums: query_rows: expected dtype int32, got int64",
+    ),
+    "device of query_rows": (
+        lambda: sparse(query_rows=i32(100).to("meta")),
+        "column_sparse_attention: query_rows: expected device cpu as q, got meta",
+    ),
+    "strides of query_rows": (
+        lambda: sparse(query_rows=i32(200)[::2]),
+        "column_sparse_attention: query_rows: expected a contiguous last dimension (stride 1), "
+        "got stride 2",
+    ),
+    "query_rows of another library": (
+        lambda: sparse(query_rows=i32(100).numpy()),
+        "column_sparse_attention: query_rows: expected a torch.Tensor, got numpy.ndarray",
+    ),
+    "key_weights": (
+        lambda: sums(key_weights=f32(1, 4, 50)),
+        "dense_attention_column_sums: key_weights: expected shape [batch=1, kv_heads=2, keys=50], "
+        "got [1, 4, 50]",
+    ),
+    "dtype of key_weights": (
+        lambda: sums(key_weights=f32(1, 2, 50).bfloat16()),
+        "dense_attention_column_sums: key_weights: expected dtype float32, got bfloat16",
+    ),
+    "double key_weights": (
+        lambda: sums(key_weights=f32(1, 2, 50).double()),
+        "dense_attention_column_sums: key_weights: expected dtype float32, got float64",
+    ),
+    "device of key_weights": (
+        lambda: sums(key_weights=f32(1, 2, 50).to("meta")),
+        "dense_attention_column_sums: key_weights: expected device cpu as q, got meta",
+    ),
+    "strides of key_weights": (
+        lambda: sums(key_weights=f32(1, 2, 100)[..., ::2]),
+        "dense_attention_column_sums: key_weights: expected a contiguous last dimension "
+        "(stride 1), got stride 2",
+    ),
     "w1": (
         lambda: fc1(w1=f32(48, 31)),
         "column_sparse_fc1: w1: expected shape [hidden, channels=32], got [48, 31]",

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from gpu import needs_hopper, torch
 from gpu_attention_cases import Case, Part, heads_first, lists_of, random_case, random_mask
+from test_gpu_dense import GROUPS, DenseCase
 
 import chipmunk_kernels as ck
-from chipmunk_kernels import reference
 
 pytestmark = needs_hopper
 
@@ -32,7 +32,7 @@ def by_rows(case: Case, rows: torch.Tensor, **options: object) -> Part:
     )
 
 
-def assert_same_bits(got: Part, want: Part) -> None:
+def assert_same_bits(got: tuple[torch.Tensor, ...], want: Part) -> None:
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
 
@@ -126,43 +126,36 @@ def test_a_graph_and_a_side_stream() -> None:
     assert_same_bits(got, want)
 
 
-@pytest.mark.parametrize("query_group", [64, 128, 192])
-@pytest.mark.parametrize("head_dim", [64, 96, 128])
-def test_column_sums(head_dim: int, query_group: int) -> None:
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("sums_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_lse", [False, True])
+def test_column_sums(head_dim: int, sums_dtype: torch.dtype, with_lse: bool) -> None:
     torch.manual_seed(0)
-    q, k, v = (
-        torch.randn(2, 4 if i == 0 else 2, 700, head_dim, device="cuda").bfloat16()
-        for i in range(3)
+    for query_group in GROUPS[head_dim]:
+        q = heads_first(2, 4, 700, head_dim, torch.bfloat16, "packed")
+        q.copy_(torch.randn(q.shape, device="cuda"))
+        k, v = (torch.randn(2, 2, 333, head_dim, device="cuda").bfloat16() for _ in range(2))
+        weights = torch.randn(2, 2, 333, device="cuda")
+        weights[..., ::5] = 0.0
+        rows = permutation(700)
+        case = DenseCase(q, k, v, query_group, None, sums_dtype, rows, weights)
+        if with_lse:
+            case.lse = ck.dense_attention(q, k, v)[1] + 0.2
+            case.lse[..., ::7] = math.inf
+        case.check()
+        lse = None if case.lse is None else case.lse[:, :, rows.long()].contiguous()
+        moved = DenseCase(q[:, :, rows.long()].contiguous(), k, v, query_group, lse)
+        out, moved_lse, sums = moved.sums()
+        got = case.sums()
+        back = rows.argsort()
+        assert_same_bits(got[:2], (out[:, :, back], moved_lse[:, :, back]))
+        want = sums * weights.repeat_interleave(2, dim=1)[:, :, None]
+        assert torch.equal(got[2], want.to(sums_dtype))
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_dense_attention_does_not_depend_on_them(head_dim: int) -> None:
+    q, k, v = (torch.randn(2, 4, 700, head_dim, device="cuda").bfloat16() for _ in range(3))
+    assert_same_bits(
+        ck.dense_attention(q, k, v, query_rows=permutation(700)), ck.dense_attention(q, k, v)
     )
-    weights = torch.rand(2, 2, 700, device="cuda")
-    rows = permutation(700)
-    back = rows.argsort()
-    lse = ck.dense_attention(q, k, v)[1] + 0.2
-    for given in (None, lse):
-        got = ck.dense_attention_column_sums(
-            q,
-            k,
-            v,
-            reference_lse=given,
-            key_weights=weights,
-            query_rows=rows,
-            query_group=query_group,
-        )
-        out, want_lse, sums = ck.dense_attention_column_sums(
-            q[:, :, rows.long()].contiguous(),
-            k,
-            v,
-            reference_lse=None if given is None else given[:, :, rows.long()].contiguous(),
-            query_group=query_group,
-        )
-        assert torch.equal(got[0], out[:, :, back])
-        assert torch.equal(got[1], want_lse[:, :, back])
-        assert torch.equal(got[2], sums * weights.repeat_interleave(2, dim=1)[:, :, None])
-    assert torch.equal(
-        ck.dense_attention(q, k, v, query_rows=rows)[0], ck.dense_attention(q, k, v)[0]
-    )
-    exact = reference.dense_attention_column_sums(
-        q.double(), k.double(), v.double(), query_rows=rows, query_group=query_group
-    )[2]
-    plain = ck.dense_attention_column_sums(q, k, v, query_rows=rows, query_group=query_group)[2]
-    torch.testing.assert_close(plain.double(), exact, rtol=1e-3, atol=1e-6)

@@ -76,7 +76,7 @@ def first_output(q):
 def first_output_of_the_operator(q):
     """The same below the function that looks at its arguments."""
     k, out = torch.ones_like(q), torch.empty(1, 1, 70, 64, dtype=q.dtype)
-    OPS.dense_attention(q, k, k, None, out, torch.empty(1, 1, 70))
+    OPS.dense_attention(q, k, k, None, None, out, torch.empty(1, 1, 70))
     return out
 
 
@@ -144,7 +144,7 @@ def test_compiled_code_does_not_lose_gradients():
     out, lse = torch.empty(1, 1, 70, 64), torch.empty(1, 1, 70)
     for function in (
         lambda q: ck.dense_attention(q, q, q)[0] * 2,
-        lambda q: OPS.dense_attention(q, q, q, None, out, lse),
+        lambda q: OPS.dense_attention(q, q, q, None, None, out, lse),
     ):
         compiled = torch.compile(function, backend="aot_eager")
         with pytest.raises(Exception, match="requires grad, and there is no backward pass"):

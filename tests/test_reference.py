@@ -78,6 +78,28 @@ def test_column_sums(shape):
     torch.testing.assert_close(sums, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_column_sums_by_query_rows_and_key_weights(shape):
+    batch, heads, kv_heads, queries, keys, dim, group = shape
+    q, k, v = randn(batch, heads, queries, dim), *randn(2, batch, kv_heads, keys, dim, seed=1)
+    weights = randn(batch, kv_heads, keys, seed=3)
+    rows = torch.randperm(queries, generator=torch.Generator().manual_seed(4)).int()
+    out, lse, sums = ref.dense_attention_column_sums(
+        q, k, v, key_weights=weights, query_rows=rows, query_group=group
+    )
+    torch.testing.assert_close((out, lse), ref.dense_attention(q, k, v))
+    expected = torch.zeros(batch, heads, -(-queries // group), keys, dtype=q.dtype)
+    for b in range(batch):
+        for h in range(heads):
+            kv = h // (heads // kv_heads)
+            for position, i in enumerate(rows.tolist()):
+                for j in range(keys):
+                    score = float(q[b, h, i] @ k[b, kv, j]) * dim**-0.5
+                    probability = math.exp(score - float(lse[b, h, i]))
+                    expected[b, h, position // group, j] += probability * float(weights[b, kv, j])
+    torch.testing.assert_close(sums, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_exact_column_sums_of_a_group_add_up_to_its_rows():
     q, k, v = randn(1, 2, 10, 8), *randn(2, 1, 2, 7, 8, seed=1)
     sums = ref.dense_attention_column_sums(q, k, v, query_group=4)[2]
@@ -101,6 +123,28 @@ def test_column_sparse_attention(shape, density):
 
     expected = loop_attention(q, k, v, keys_of, dim**-0.5)
     torch.testing.assert_close((out, lse), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_rest", [False, True])
+def test_column_sparse_attention_by_query_rows(shape, with_rest):
+    batch, heads, kv_heads, queries, keys, dim, group = shape
+    q, k, v = randn(batch, heads, queries, dim), *randn(2, batch, kv_heads, keys, dim, seed=1)
+    mask = random_mask(batch, heads, -(-queries // group), keys, density=0.4)
+    lists = *ref.columns_from_mask(mask), group
+    rows = torch.randperm(queries, generator=torch.Generator().manual_seed(4)).int()
+    position = {row: at for at, row in enumerate(rows.tolist())}
+
+    def keys_of(b, h, i):
+        return mask[b, h, position[i] // group].nonzero()[:, 0].tolist()
+
+    expected = loop_attention(q, k, v, keys_of, dim**-0.5)
+    rest = None
+    if with_rest:
+        rest = randn(*q.shape, seed=5), randn(*q.shape[:-1], seed=6)
+        expected = ref.merge_attention(expected, rest)
+    ours = ref.column_sparse_attention(q, k, v, *lists, query_rows=rows, rest=rest)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_unselected_keys_do_not_reach_the_output():

@@ -20,15 +20,15 @@ struct AttentionPart {
 };
 
 // `query_rows` [queries] int32, contiguous, or null: a permutation; group g holds the rows
-// query_rows[g * query_group] and on, while all tensors stay in the caller's order. The result of
-// dense_attention does not depend on it.
+// query_rows[g * query_group] and on, while all tensors stay in the caller's order. A row out of
+// range is undefined behaviour. The result of dense_attention does not depend on it.
 CHIPMUNK_API void dense_attention(const TensorView& q, const TensorView& k, const TensorView& v,
                                   const TensorView* query_rows, float softmax_scale,
                                   const AttentionPart& result, const Context& context);
 
 // column_sums[b, h, g, j] = sum over the rows i of group g of exp(score_ij - reference_lse_i).
 //   reference_lse  [batch, query_heads, queries] float32, or null: the exact one, in two passes
-//   key_weights    [batch, kv_heads, keys] float32, or null: multiply the sums of their keys
+//   key_weights    [batch, kv_heads, keys] float32, or null: factors of the sums of their keys
 //   column_sums    [batch, query_heads, groups, keys] float32 or bfloat16
 CHIPMUNK_API void dense_attention_column_sums(const TensorView& q, const TensorView& k,
                                               const TensorView& v, const TensorView* reference_lse,

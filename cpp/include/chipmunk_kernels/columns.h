@@ -10,8 +10,8 @@
 
 namespace chipmunk {
 
-// One list per group of `query_group` consecutive rows. Indices are ascending and unique; entries
-// at positions >= count are never read.
+// One list per group of `query_group` rows. Indices are ascending and unique; entries at positions
+// >= count are never read.
 //
 // `order` is a schedule: which multiprocessor takes which lists, so that lists of unequal length
 // are done at about the same time. Results never depend on it, bit for bit. Lists are numbered in

@@ -1,13 +1,15 @@
-"""The extension's ops with CHIPMUNK_CHECK=1: the lists' contents are looked at before each call.
+"""The extension's ops with CHIPMUNK_CHECK=1: lists and query_rows are looked into before each call.
 
-Costs a pass over the lists, and for lists on a GPU a copy to the CPU that waits for the stream; it
-does not work while a CUDA graph is captured.
+Costs a pass over them, and for arrays on a GPU a copy to the CPU that waits for the stream; it does
+not work while a CUDA graph is captured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from chipmunk_kernels import _core
 from chipmunk_kernels.ops.schemas import Op
@@ -52,15 +54,15 @@ def validate(op: str, lists: Sequence[Any], n: int, to_host: Callable[[Any], Any
 
 
 def check(op: Op, args: Sequence[Any], to_host: Callable[[Any], Any]) -> None:
-    """Looks at the lists among the arguments of an op.
+    """Looks at the lists and at query_rows among the arguments of an op.
 
-    Arguments of a wrong rank or dtype pass here: the op itself has the message for them.
+    Arguments of a wrong shape or dtype pass here: the op itself has the message for them.
     """
     named = dict(zip(op.names, args, strict=True))
     if op.name == "columns_from_mask":
         _check_capacity(op.name, named["mask"], named["indices"], to_host)
     if named.get("query_rows") is not None:
-        _check_query_rows(op.name, named["query_rows"], to_host)
+        _check_query_rows(op.name, named["query_rows"], _size(named["q"], 2), to_host)
     if op.columns is not None:
         argument, dim = op.columns
         n = _size(named[argument], dim)
@@ -69,14 +71,23 @@ def check(op: Op, args: Sequence[Any], to_host: Callable[[Any], Any]) -> None:
             validate(op.name, lists, n, to_host)
 
 
-def _check_query_rows(op: str, rows: Any, to_host: Callable[[Any], Any]) -> None:
-    if len(rows.shape) != 1 or not str(rows.dtype).endswith("int32"):
+def _check_query_rows(
+    op: str, query_rows: Any, queries: int | None, to_host: Callable[[Any], Any]
+) -> None:
+    dtype = str(getattr(query_rows, "dtype", None)).removeprefix("torch.")
+    if dtype != "int32" or tuple(query_rows.shape) != (queries,):
         return
-    seen = sorted(to_host(rows).tolist())
-    if seen != list(range(len(seen))):
+    rows = np.asarray(to_host(query_rows))
+    is_wrong = np.ones(len(rows), np.bool_)
+    is_wrong[np.unique(rows, return_index=True)[1]] = False  # where a number comes first
+    is_wrong |= (rows < 0) | (rows >= len(rows))
+    if is_wrong.any():
+        position = int(is_wrong.argmax())
+        number = int(rows[position])
+        again = " a second time" if 0 <= number < len(rows) else ""
         raise ValueError(
-            f"{op}: query_rows: expected a permutation of 0 to {len(seen) - 1}, got one that "
-            "leaves some out"
+            f"{op}: query_rows: expected a permutation of 0 to queries={queries}, exclusive, "
+            f"got {number}{again} at [{position}]"
         )
 
 

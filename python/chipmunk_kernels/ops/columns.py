@@ -23,7 +23,7 @@ _INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True, eq=False)
 class ColumnLists:
-    """One list of columns for each group of `query_group` consecutive rows.
+    """One list of columns for each group of `query_group` rows.
 
     Made by `select_columns`, `columns_from_mask`, or by hand. A list holds `counts` columns, any
     number from 0 to `capacity`; what stands past the count is never read. Making one checks
