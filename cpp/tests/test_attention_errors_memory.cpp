@@ -159,6 +159,7 @@ void memory(testing::Tests& tests) {
           x.q = x.memory_q.slice(2, 0, 99);
           x.result.lse = x.memory_result.lse.slice(2, 0, 99);
           x.a.lse = x.memory_a.lse.slice(2, 0, 99);
+          x.query_rows = x.memory_rows.slice(0, 0, 99);
         },
         apart(sparse, "out", "rest.out"));
     m.expect(
@@ -177,7 +178,6 @@ void limits(testing::Tests& tests) {
     Messages m(tests);
     const std::string sums = "dense_attention_column_sums: ", sparse = "column_sparse_attention: ";
     const std::string types = "q: float32 on cuda:0; the CUDA kernels take bfloat16 and float16";
-    const std::string groups = " on cuda:0; the CUDA kernels take 64, 128, 192 and 256";
     for (const auto& [op, name] : {std::pair{&Arguments::dense, "dense_attention: "},
                                    std::pair{&Arguments::sums, "dense_attention_column_sums: "},
                                    std::pair{&Arguments::sparse, "column_sparse_attention: "}}) {
@@ -203,14 +203,14 @@ void limits(testing::Tests& tests) {
           wide(x);
           x.query_group = 50;
         },
-        sums + "query_group: 50" + groups);
+        sums + "query_group: 50 on cuda:0; the CUDA kernels take 64, 128 and 192");
     m.expect<Unsupported>(
         &Arguments::sparse,
         [=](Arguments& x) {
           wide(x);
           x.columns.query_group = 50;
         },
-        sparse + "columns.query_group: 50" + groups);
+        sparse + "columns.query_group: 50 on cuda:0; the CUDA kernels take 64, 128, 192 and 256");
     m.expect<Unsupported>(
         &Arguments::sparse,
         [=](Arguments& x) {
