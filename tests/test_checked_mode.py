@@ -23,6 +23,7 @@ from error_cases import (  # noqa: E402
     lists,
     message_of,
     sparse,
+    sums,
 )
 
 import chipmunk_kernels as ck  # noqa: E402
@@ -38,6 +39,10 @@ CHECKED = {
             X, W1, B1, W2T, BAD_UNITS, ck.MlpCache(CACHE, f32(1, 200, 16)), activation="relu"
         ),
         "n=48, exclusive, got 48",
+    ),
+    "dense_attention_column_sums": (
+        lambda: sums(query_rows=torch.arange(100, dtype=torch.int32).clamp(max=98)),
+        "query_rows: expected a permutation of 0 to 99, got one that leaves some out",
     ),
     "columns_to_mask": (lambda: BAD_INDICES.to_mask(50), "n=50, exclusive, got 50"),
     "columns_from_mask": (

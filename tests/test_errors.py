@@ -176,6 +176,28 @@ ERRORS = {
         "rest_of_attention: whole.out: expected shape [batch, heads, queries, head_dim], "
         "got [4, 100, 64]",
     ),
+    "key_weights": (
+        lambda: sums(key_weights=f32(1, 4, 50)),
+        "dense_attention_column_sums: key_weights: expected shape [batch=1, kv_heads=2, keys=50], "
+        "got [1, 4, 50]",
+    ),
+    "key_weights' dtype": (
+        lambda: sums(key_weights=f32(1, 2, 50).double()),
+        "dense_attention_column_sums: key_weights: expected dtype float32, got float64",
+    ),
+    "query_rows": (
+        lambda: sparse(query_rows=i32(99)),
+        "column_sparse_attention: query_rows: expected shape [queries=100], got [99]",
+    ),
+    "query_rows' dtype": (
+        lambda: sparse(query_rows=torch.arange(100)),
+        "column_sparse_attention: query_rows: expected dtype int32, got int64",
+    ),
+    "query_rows' stride": (
+        lambda: dense(query_rows=i32(200)[::2]),
+        "dense_attention: query_rows: expected a contiguous last dimension (stride 1), "
+        "got stride 2",
+    ),
     "reference_lse": (
         lambda: sums(reference_lse=PART[1][..., :7]),
         "dense_attention_column_sums: reference_lse: expected shape [batch=1, query_heads=4, "

@@ -42,19 +42,20 @@ def out_variant_calls(device):
     """(operator, arguments) for every registered operator."""
     q, k, v = randn(1, 2, 130, 64), randn(1, 2, 90, 64), randn(1, 2, 90, 64)
     lists, mlp = attention_lists(), mlp_lists()
+    rows = torch.randperm(130).int()
     x, w1, b1, w2t = randn(2, 200, 64), randn(64, 64), randn(64), randn(64, 96)
     cache, delta = randn(2, 64, 200), randn(*mlp.indices.shape, 128)
     scores = torch.rand(1, 2, 3, 90)
     ordered = {"indices": lists.indices, "counts": lists.counts, "order": as_they_come(6)}
     calls = {
-        "dense_attention": (q, k, v, None, *part()),
+        "dense_attention": (q, k, v, rows, None, *part()),
         "dense_attention_column_sums": (
-            *(q, k, v, torch.randn(1, 2, 130), 64, 0.1),
+            *(q, k, v, torch.randn(1, 2, 130), torch.rand(1, 2, 90), rows, 64, 0.1),
             *(*part(), torch.empty(1, 2, 3, 90)),
         ),
         "column_sparse_attention": OPS_BY_NAME["column_sparse_attention"].arrange(
             **dict(zip("qkv", (q, k, v), strict=True)),
-            **{"query_group": 64, "softmax_scale": None, **ordered},
+            **{"query_group": 64, "query_rows": rows, "softmax_scale": None, **ordered},
             **dict(zip(("rest_out", "rest_lse", "out", "lse"), (*part(), *part()), strict=True)),
         ),
         "merge_attention": (*part(), *part(), *part()),

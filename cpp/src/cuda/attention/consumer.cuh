@@ -276,9 +276,10 @@ class Consumer {
       shared.v_ring.wait(before_);
       release_v();
       if constexpr (Traits::kSumsColumns) {
-        shared.sums.ring.acquire(sum_slot_);
-        if (thread() % 32 == 0) shared.sums.ring.commit(sum_slot_);
-        ++sum_slot_;
+        const auto slot = sum_slot_.of_consumer();
+        shared.sums.ring.acquire(slot);
+        if (thread() % 32 == 0) shared.sums.ring.commit(slot);
+        ++sum_slot_.count;
       }
     }
   }
@@ -366,11 +367,7 @@ class Consumer {
       }
       factor[r] = summand_factor(softmax, r, to);
     }
-    if constexpr (Traits::kHoldsFactors) {
-      factor_ = {factor[0], factor[1]};
-    } else {
-      shared.factors[static_cast<int>(read_thread()) - 128] = {factor[0], factor[1]};
-    }
+    factor_ = {factor[0], factor[1]};
   }
   // Packs the weights of a tile of keys, and hands the adding warp this warp's part of its column
   // sums.
@@ -378,16 +375,13 @@ class Consumer {
     auto& parts = shared.sums;
     const int warp = static_cast<int>(read_thread() / 32) - 4;
     float2 sums[kKeys / 8];
-    if constexpr (Traits::kHoldsFactors) {
-      products_.pack_and_add_rows(factor_, sums);
-    } else {
-      products_.pack_and_add_rows(shared.factors[static_cast<int>(read_thread()) - 128], sums);
-    }
-    parts.ring.acquire(sum_slot_);
-    add_lanes<kKeys>(sums, parts.pairs[warp]);
+    products_.pack_and_add_rows(factor_, sums);
+    const auto slot = sum_slot_.of_consumer();
+    parts.ring.acquire(slot);
+    add_lanes<kKeys>(sums, parts.pairs[slot.stage][warp]);
     __syncwarp();
-    if (threadIdx.x % 32 == 0) parts.ring.commit(sum_slot_);
-    ++sum_slot_;
+    if (threadIdx.x % 32 == 0) parts.ring.commit(slot);
+    ++sum_slot_.count;
   }
 
   const typename Traits::Params& p;
@@ -400,7 +394,7 @@ class Consumer {
   int32_t last_ = 0;  // 1: the next tile has no rows of this warpgroup; as a bool it would spill
   // Of column sums alone.
   float2 factor_;
-  ColumnSumRing::Position sum_slot_ = ColumnSumRing::Position::of_producer();
+  SumPosition<Traits::kSumStages> sum_slot_;
   Products<Traits> products_;
 };
 
