@@ -21,7 +21,7 @@ struct DenseTraits : AttentionTraits<Element, kHeadDim, dense_config(kHeadDim, k
   static constexpr bool kSumsColumns = kSums;
   static constexpr int kWarps = 4 * Base::kWarpgroups;  // of consumers
 
-  static constexpr int kSumStages = kHeadDim == 256 ? 1 : 2;
+  static constexpr int kSumStages = column_sum_stages(kHeadDim);
 
   struct TilesAndSums : Base::template SharedTiles<Work> {
     ColumnSumParts<kSumStages, kWarps, Base::kKeys> sums;
