@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import os
 import shutil
@@ -54,6 +55,7 @@ SANITIZERS = {
 }
 CASE_TIMEOUT_S = 240  # of a process; longer where it has several cases
 JOBS = 4
+TEST_PROCESSES = 7
 MAX_HAZARDS = 10**9  # of a process under racecheck; beyond, it stops to report
 # cuDevice attributes
 _MAJOR, _MINOR = 75, 76
@@ -173,7 +175,10 @@ def compile_extension(path: Path) -> None:
 
 
 def tests() -> None:
-    call([sys.executable, "-m", "pytest", "-q", "-m", "gpu"])
+    """In several processes where pytest-xdist is installed: they share the GPU."""
+    parallel = importlib.util.find_spec("xdist") is not None
+    options = ["-n", TEST_PROCESSES, "-p", "no:benchmark"] if parallel else []
+    call([sys.executable, "-m", "pytest", "-q", "-m", "gpu", *options])
 
 
 def cpp() -> None:

@@ -34,6 +34,8 @@ class Attention:
     then has several tiles of query rows."""
     with_order: bool = True
     """Whether the lists keep the order that they are made with."""
+    by_rows: bool = False
+    """Whether the groups are made of rows in another order."""
 
     def run(self, device: torch.device) -> None:
         if self.groups_per_sm:
@@ -56,9 +58,46 @@ class Attention:
         if self.with_rest:
             rest = (normal(queries), torch.randn(1, heads, queries).to(device))
         out = (filled(q), torch.zeros(1, heads, queries).to(device))
-        ck.column_sparse_attention(q, k, v, columns, rest=rest, out=out)
+        rows = torch.randperm(queries).int().to(device) if self.by_rows else None
+        ck.column_sparse_attention(q, k, v, columns, rest=rest, query_rows=rows, out=out)
         lse = out[1].cpu()
         finite(out[0], lse[lse != -torch.inf])
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Dense attention, and column sums with a given and with the exact reference."""
+
+    head_dim: int
+    query_group: int
+    dtype: torch.dtype = torch.bfloat16
+    groups_per_sm: int = 0
+    """As in `Attention`."""
+
+    def run(self, device: torch.device) -> None:
+        heads, groups = (1, self.groups_per_sm * multiprocessors(device))
+        if not self.groups_per_sm:
+            heads, groups = 2, 3
+        queries, keys = groups * self.query_group - 23, 301
+        q, k, v = (
+            torch.randn(1, heads, rows, self.head_dim).to(self.dtype).to(device)
+            for rows in (queries, keys, keys)
+        )
+        part = (filled(q), torch.zeros(1, heads, queries).to(device))
+        ck.dense_attention(q, k, v, out=part)
+        finite(*part)
+        rows = torch.randperm(queries).int().to(device)
+        weights = torch.rand(1, heads, keys).to(device)
+        lse = part[1].clone()
+        for options in (
+            {"reference_lse": lse},
+            {"key_weights": weights},
+            {"reference_lse": lse, "query_rows": rows},
+        ):
+            sums = torch.zeros(1, heads, groups, keys).to(device)
+            options["query_group"] = self.query_group
+            ck.dense_attention_column_sums(q, k, v, **options, out=(*part, sums))
+            finite(*part, sums)
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -142,6 +181,15 @@ CASES: Mapping[str, Callable[[torch.device], None]] = {
     "tiles-d128-g192-rest": Attention(128, 192, with_rest=True, groups_per_sm=5).run,
     "tiles-d128-g64-f16": Attention(128, 64, _F16, groups_per_sm=5, with_order=False).run,
     "tiles-d256-g192-rest": Attention(256, 192, with_rest=True, groups_per_sm=3).run,
+    "d64-g64-rows": Attention(64, 64, by_rows=True).run,
+    "d256-g128-rest-rows": Attention(256, 128, with_rest=True, by_rows=True).run,
+    "tiles-d128-g192-rest-rows": Attention(
+        128, 192, with_rest=True, groups_per_sm=3, by_rows=True
+    ).run,
+    "dense-d64-g64-f16": Dense(64, 64, _F16).run,
+    "dense-d96-g128": Dense(96, 128).run,
+    "dense-d256-g128": Dense(256, 128).run,
+    "tiles-dense-d128-g192": Dense(128, 192, groups_per_sm=3).run,
     "select-bf16": partial(select, torch.bfloat16),
     "select-f32": partial(select, torch.float32),
     "mask": masks,

@@ -351,3 +351,88 @@ def test_column_sums_of_scores_of_any_size(device, dtype, size, scale):
     for lse in (exact[1].float(), torch.full_like(part[1], 3e38), torch.full_like(part[1], -3e38)):
         sums = ck.dense_attention_column_sums(q, k, v, reference_lse=lse, **options)[2]
         assert not sums.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("query_group", [64, 192])
+def test_query_rows_give_the_bits_of_reordered_tensors(query_group, dtype):
+    """Without the copies: q, out, lse, the rest and the reference stay in the caller's order."""
+    generator = rng(5)
+    q = randn((2, 4, 300, 64), dtype, "cpu", generator)
+    k, v = (randn((2, 2, 90, 64), dtype, "cpu", generator) for _ in range(2))
+    rows = torch.randperm(300, generator=generator).int()
+    back, there = rows.argsort(), rows.long()
+    mask = torch.rand(2, 4, -(-300 // query_group), 90, generator=generator) < 0.4
+    mask[0, 0, 0] = False
+    columns = poisoned_lists(mask, query_group)
+    rest = randn(q.shape, dtype, "cpu", generator), torch.randn(2, 4, 300, generator=generator)
+    for merged in (None, rest):
+        ours = ck.column_sparse_attention(q, k, v, columns, rest=merged, query_rows=rows)
+        by_hand = None if merged is None else tuple(x[:, :, there] for x in merged)
+        want = ck.column_sparse_attention(q[:, :, there], k, v, columns, rest=by_hand)
+        for got, expected in zip(ours, want, strict=True):
+            assert torch.equal(got, expected[:, :, back])
+        lists = columns.indices, columns.counts, query_group
+        exact_rest = None if merged is None else doubled(*merged)
+        exact = reference.column_sparse_attention(
+            *doubled(q, k, v), *lists, rest=exact_rest, query_rows=rows
+        )
+        native = reference.column_sparse_attention(q, k, v, *lists, rest=merged, query_rows=rows)
+        assert_parts(ours, native, exact, rounding_of_scores(q, k), largest(v))
+    given = ck.dense_attention(q, k, v)[1] + 0.1
+    for lse in (None, given):
+        options = {"query_group": query_group}
+        ours = ck.dense_attention_column_sums(
+            q, k, v, reference_lse=lse, query_rows=rows, **options
+        )
+        by_hand = None if lse is None else lse[:, :, there]
+        want = ck.dense_attention_column_sums(
+            q[:, :, there], k, v, reference_lse=by_hand, **options
+        )
+        assert torch.equal(ours[0], want[0][:, :, back])
+        assert torch.equal(ours[1], want[1][:, :, back])
+        assert torch.equal(ours[2], want[2])
+    assert torch.equal(
+        ck.dense_attention(q, k, v, query_rows=rows)[0], ck.dense_attention(q, k, v)[0]
+    )
+    as_they_come = torch.arange(300, dtype=torch.int32)
+    for got, expected in zip(
+        ck.column_sparse_attention(q, k, v, columns, query_rows=as_they_come),
+        ck.column_sparse_attention(q, k, v, columns),
+        strict=True,
+    ):
+        assert torch.equal(got, expected)
+
+
+def test_query_rows_of_numpy():
+    q, k = (torch.randn(1, 2, n, 64).numpy() for n in (130, 70))
+    mask = torch.rand(1, 2, 3, 70) < 0.5
+    columns = poisoned_lists(mask, 64)
+    arrays = ck.ColumnLists(columns.indices.numpy(), columns.counts.numpy(), 64)
+    rows = torch.randperm(130).int()
+    ours = ck.column_sparse_attention(q, k, k, arrays, query_rows=rows.numpy())
+    want = ck.column_sparse_attention(
+        *(torch.from_numpy(x) for x in (q, k, k)), columns, query_rows=rows
+    )
+    assert torch.equal(torch.from_numpy(ours[0]), want[0])
+
+
+@pytest.mark.parametrize("sums_dtype", [torch.float32, torch.bfloat16])
+def test_key_weights_multiply_column_sums(device, sums_dtype):
+    generator = rng(6)
+    q = randn((2, 4, 200, 64), torch.bfloat16, device, generator)
+    k, v = (randn((2, 2, 90, 64), torch.bfloat16, device, generator) for _ in range(2))
+    weights = torch.randn(2, 2, 90, generator=generator).to(device)
+    weights[..., ::7] = 0
+    lse = ck.dense_attention(q, k, v)[1]
+    options = {"reference_lse": lse, "query_group": 64}
+    given = torch.empty(2, 4, 4, 90, dtype=sums_dtype, device=device)
+    out = (None, None, given)
+    ours = ck.dense_attention_column_sums(q, k, v, key_weights=weights, out=out, **options)[2]
+    plain = ck.dense_attention_column_sums(q, k, v, **options)[2]
+    wanted = plain * weights.repeat_interleave(2, dim=1)[:, :, None]
+    assert torch.equal(ours, wanted.to(sums_dtype))
+    exact = reference.dense_attention_column_sums(
+        *doubled(q, k, v), reference_lse=lse.double(), key_weights=weights, query_group=64
+    )[2]
+    torch.testing.assert_close(wanted.double(), exact, rtol=1e-3, atol=1e-5)

@@ -41,6 +41,10 @@ CHECKED = {
         ),
         "n=48, exclusive, got 48",
     ),
+    "dense_attention_column_sums": (
+        lambda: sums(query_rows=torch.arange(100, dtype=torch.int32).clamp(max=98)),
+        "query_rows: expected a permutation of 0 to queries=100, exclusive, got 98 a second time",
+    ),
     "columns_to_mask": (lambda: BAD_INDICES.to_mask(50), "n=50, exclusive, got 50"),
     "columns_from_mask": (
         lambda: ck.columns_from_mask(torch.ones(2, 9, dtype=torch.bool), capacity=8),

@@ -176,44 +176,44 @@ ERRORS = {
         "rest_of_attention: whole.out: expected shape [batch, heads, queries, head_dim], "
         "got [4, 100, 64]",
     ),
-    "reference_lse": (
-        lambda: sums(reference_lse=PART[1][..., :7]),
-        "dense_attention_column_sums: reference_lse: expected shape [batch=1, query_heads=4, "
-        "queries=100], got [1, 4, 7]",
-    ),
-    "query_rows": (
-        lambda: dense(query_rows=i32(99)),
-        "dense_attention: query_rows: expected shape [queries=100], got [99]",
-    ),
-    "dtype of query_rows": (
-        lambda: sums(query_rows=i32(100).long()),
-        "dense_attention_column_sums: query_rows: expected dtype int32, got int64",
-    ),
-    "device of query_rows": (
-        lambda: sparse(query_rows=i32(100).to("meta")),
-        "column_sparse_attention: query_rows: expected device cpu as q, got meta",
-    ),
-    "strides of query_rows": (
-        lambda: sparse(query_rows=i32(200)[::2]),
-        "column_sparse_attention: query_rows: expected a contiguous last dimension (stride 1), "
-        "got stride 2",
-    ),
-    "query_rows of another library": (
-        lambda: sparse(query_rows=i32(100).numpy()),
-        "column_sparse_attention: query_rows: expected a torch.Tensor, got numpy.ndarray",
-    ),
     "key_weights": (
         lambda: sums(key_weights=f32(1, 4, 50)),
         "dense_attention_column_sums: key_weights: expected shape [batch=1, kv_heads=2, keys=50], "
         "got [1, 4, 50]",
     ),
+    "key_weights' dtype": (
+        lambda: sums(key_weights=f32(1, 2, 50).double()),
+        "dense_attention_column_sums: key_weights: expected dtype float32, got float64",
+    ),
+    "query_rows": (
+        lambda: sparse(query_rows=i32(99)),
+        "column_sparse_attention: query_rows: expected shape [queries=100], got [99]",
+    ),
+    "query_rows' dtype": (
+        lambda: sparse(query_rows=torch.arange(100)),
+        "column_sparse_attention: query_rows: expected dtype int32, got int64",
+    ),
+    "query_rows' stride": (
+        lambda: dense(query_rows=i32(200)[::2]),
+        "dense_attention: query_rows: expected a contiguous last dimension (stride 1), "
+        "got stride 2",
+    ),
+    "reference_lse": (
+        lambda: sums(reference_lse=PART[1][..., :7]),
+        "dense_attention_column_sums: reference_lse: expected shape [batch=1, query_heads=4, "
+        "queries=100], got [1, 4, 7]",
+    ),
+    "device of query_rows": (
+        lambda: sparse(query_rows=i32(100).to("meta")),
+        "column_sparse_attention: query_rows: expected device cpu as q, got meta",
+    ),
+    "query_rows of another library": (
+        lambda: sparse(query_rows=i32(100).numpy()),
+        "column_sparse_attention: query_rows: expected a torch.Tensor, got numpy.ndarray",
+    ),
     "dtype of key_weights": (
         lambda: sums(key_weights=f32(1, 2, 50).bfloat16()),
         "dense_attention_column_sums: key_weights: expected dtype float32, got bfloat16",
-    ),
-    "double key_weights": (
-        lambda: sums(key_weights=f32(1, 2, 50).double()),
-        "dense_attention_column_sums: key_weights: expected dtype float32, got float64",
     ),
     "device of key_weights": (
         lambda: sums(key_weights=f32(1, 2, 50).to("meta")),

@@ -42,10 +42,10 @@ def out_variant_calls(device):
     """(operator, arguments) for every registered operator."""
     q, k, v = randn(1, 2, 130, 64), randn(1, 2, 90, 64), randn(1, 2, 90, 64)
     lists, mlp = attention_lists(), mlp_lists()
+    rows = torch.randperm(130).int()
     x, w1, b1, w2t = randn(2, 200, 64), randn(64, 64), randn(64), randn(64, 96)
     cache, delta = randn(2, 64, 200), randn(*mlp.indices.shape, 128)
     scores = torch.rand(1, 2, 3, 90)
-    rows = torch.randperm(130).int()
     ordered = {"indices": lists.indices, "counts": lists.counts, "order": as_they_come(6)}
     calls = {
         "dense_attention": (q, k, v, rows, None, *part()),
@@ -55,7 +55,7 @@ def out_variant_calls(device):
         ),
         "column_sparse_attention": OPS_BY_NAME["column_sparse_attention"].arrange(
             **dict(zip("qkv", (q, k, v), strict=True)),
-            **{"query_rows": rows, "query_group": 64, "softmax_scale": None, **ordered},
+            **{"query_group": 64, "query_rows": rows, "softmax_scale": None, **ordered},
             **dict(zip(("rest_out", "rest_lse", "out", "lse"), (*part(), *part()), strict=True)),
         ),
         "merge_attention": (*part(), *part(), *part()),

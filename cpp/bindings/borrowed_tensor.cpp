@@ -73,8 +73,11 @@ std::string dtype_name(DLDataType dtype) {
 // What the ops take for an argument of this name.
 const char* expected_dtypes(std::string_view name) {
   const auto ends_with = [&](std::string_view part) { return name.ends_with(part); };
-  if (ends_with("indices") || ends_with("counts") || ends_with("order")) return "dtype int32";
-  if (name == "count_per_list" || name == "query_rows") return "dtype int32";
+  if (ends_with("indices") || ends_with("counts") || ends_with("order") ||
+      ends_with("query_rows")) {
+    return "dtype int32";
+  }
+  if (name == "count_per_list") return "dtype int32";
   if (ends_with("lse") || name == "mass_per_list" || name == "key_weights") return "dtype float32";
   if (name == "column_sums") return "dtype float32 or bfloat16";
   if (name == "mask" || name == "always") return "dtype bool";

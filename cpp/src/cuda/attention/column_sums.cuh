@@ -15,8 +15,19 @@
 
 namespace chipmunk::cuda {
 
-// One tile's at a time: a second stage would cost the consumers registers that they do not have.
-using ColumnSumRing = Ring<1>;
+// A position in the ring of kStages tiles of column sums, in one register.
+template <int kStages>
+struct SumPosition {
+  uint32_t count = 0;
+  static_assert(kStages == 1 || kStages == 2);
+
+  __device__ int stage() const { return static_cast<int>(count % kStages); }
+  // The writer finds the consumers' parity; their own first pass waits for nothing.
+  __device__ RingPosition<kStages> of_writer() const { return {stage(), count / kStages % 2}; }
+  __device__ RingPosition<kStages> of_consumer() const {
+    return {stage(), count / kStages % 2 ^ 1};
+  }
+};
 
 // The warps' parts of the sums of a tile of keys.
 //
@@ -24,10 +35,10 @@ using ColumnSumRing = Ring<1>;
 // |---------|------------------------------|----------------------|
 // | full    | a lane of each consumer warp | the adding warp      |
 // | empty   | a lane of the adding warp    | each consumer warp   |
-template <int kWarps, int kKeys>
+template <int kStages, int kWarps, int kKeys>
 struct ColumnSumParts {
-  float2 pairs[kWarps][kKeys / 2];
-  ColumnSumRing ring;
+  float2 pairs[kStages][kWarps][kKeys / 2];
+  Ring<kStages> ring;
 
   __device__ void init() { ring.init(kWarps, 1); }
 };

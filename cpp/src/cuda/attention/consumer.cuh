@@ -68,6 +68,7 @@ class Consumer {
         wait_for_v();
         take_turn();
         products_.start_pv(before_.stage);
+        hand_over_sums();
         wait_for_k();
         products_.finish_pv();
         products_.start_qk(w, slot_.stage);
@@ -81,6 +82,7 @@ class Consumer {
       wait_for_v();
       take_turn();
       products_.start_pv(before_.stage);
+      hand_over_sums();
       if (last_ != 0) return end_last_tile(softmax);
       end_tile(softmax);
     }
@@ -189,17 +191,23 @@ class Consumer {
     constexpr int kInV = Traits::kRowsInV;
     const auto in_k = slot_.after();
     char* const of_v = shared.v_stage(slot_.stage);
-    const int row = (static_cast<int>(read_thread() / 32) - 4) * 16;
+    const int warp_row = (static_cast<int>(read_thread() / 32) - 4) * 16;
+    int32_t row = 0;  // of the caller's, of this lane's row of the warp; asked for early
+    if (p.attention.query_rows != nullptr) {
+      const int32_t position = first_row().row + static_cast<int32_t>(read_thread() % 16);
+      row = row_of(p.attention, min(position, static_cast<int32_t>(p.attention.queries) - 1));
+    }
     const auto wait = [&] {
       shared.v_ring.wait(slot_);
-      if (row >= kInV) shared.k_ring.wait(in_k);
+      if (warp_row >= kInV) shared.k_ring.wait(in_k);
     };
-    const StagedRows<Traits> staged(row < kInV ? of_v + row * 128
-                                               : shared.k_stage(in_k.stage) + (row - kInV) * 128);
+    const StagedRows<Traits> staged(warp_row < kInV
+                                        ? of_v + warp_row * 128
+                                        : shared.k_stage(in_k.stage) + (warp_row - kInV) * 128);
     float unit = softmax.unit(p.attention.softmax_scale);
     if (Traits::kMayHaveRest && p.rest_out.data != nullptr) {
       wait();
-      const float* lses = reinterpret_cast<const float*>(of_v + Traits::kRestLse) + row;
+      const float* lses = reinterpret_cast<const float*>(of_v + Traits::kRestLse) + warp_row;
       const uint32_t mine = read_thread() % 32 / 4;
       const float rest_lse[2] = {lses[mine], lses[mine + 8]};
       merge_rows<Traits>(staged, rest_lse, softmax, unit, products_.out);
@@ -216,7 +224,7 @@ class Consumer {
       }
     } else {
       __syncwarp();
-      scatter_rows<Traits>(staged, p.attention, first_row());
+      scatter_rows<Traits>(staged, p.attention, first_row(), row);
     }
     __syncwarp();
     write_lse(p.attention, at, softmax, unit);
@@ -276,9 +284,10 @@ class Consumer {
       shared.v_ring.wait(before_);
       release_v();
       if constexpr (Traits::kSumsColumns) {
-        shared.sums.ring.acquire(sum_slot_);
-        if (thread() % 32 == 0) shared.sums.ring.commit(sum_slot_);
-        ++sum_slot_;
+        const auto slot = sum_slot_.of_consumer();
+        shared.sums.ring.acquire(slot);
+        if (thread() % 32 == 0) shared.sums.ring.commit(slot);
+        ++sum_slot_.count;
       }
     }
   }
@@ -366,28 +375,26 @@ class Consumer {
       }
       factor[r] = summand_factor(softmax, r, to);
     }
-    if constexpr (Traits::kHoldsFactors) {
-      factor_ = {factor[0], factor[1]};
-    } else {
-      shared.factors[static_cast<int>(read_thread()) - 128] = {factor[0], factor[1]};
-    }
+    factor_ = {factor[0], factor[1]};
   }
-  // Packs the weights of a tile of keys, and hands the adding warp this warp's part of its column
-  // sums.
+  // Packs the weights of a tile of keys, and keeps this thread's part of its column sums.
   __device__ __forceinline__ void pack_and_sum() {
-    auto& parts = shared.sums;
-    const int warp = static_cast<int>(read_thread() / 32) - 4;
-    float2 sums[kKeys / 8];
-    if constexpr (Traits::kHoldsFactors) {
-      products_.pack_and_add_rows(factor_, sums);
-    } else {
-      products_.pack_and_add_rows(shared.factors[static_cast<int>(read_thread()) - 128], sums);
+    products_.pack_and_add_rows(factor_, sums_);
+    shared.sums.ring.acquire(sum_slot_.of_consumer());
+  }
+  // Hands the adding warp this warp's part of the column sums, while PV is under way: the scores'
+  // registers are free then, and the warpgroup has nothing else to do.
+  __device__ __forceinline__ void hand_over_sums() {
+    if constexpr (Traits::kSumsColumns) {
+      static_assert(!Traits::kOverlapped);
+      auto& parts = shared.sums;
+      const int warp = static_cast<int>(read_thread() / 32) - 4;
+      const auto slot = sum_slot_.of_consumer();
+      add_lanes<kKeys>(sums_, parts.pairs[slot.stage][warp]);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) parts.ring.commit(slot);
+      ++sum_slot_.count;
     }
-    parts.ring.acquire(sum_slot_);
-    add_lanes<kKeys>(sums, parts.pairs[warp]);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) parts.ring.commit(sum_slot_);
-    ++sum_slot_;
   }
 
   const typename Traits::Params& p;
@@ -399,8 +406,8 @@ class Consumer {
   int next_turn_ = 0;                     // whose turn comes next, of the tile under way
   int32_t last_ = 0;  // 1: the next tile has no rows of this warpgroup; as a bool it would spill
   // Of column sums alone.
-  float2 factor_;
-  ColumnSumRing::Position sum_slot_ = ColumnSumRing::Position::of_producer();
+  float2 factor_, sums_[kKeys / 8];
+  SumPosition<Traits::kSumStages> sum_slot_;
   Products<Traits> products_;
 };
 

@@ -87,22 +87,26 @@ __device__ __forceinline__ void merge_rows(const StagedRows<Traits>& staged,
 }
 
 // A warp's staged rows to the rows of the result that query_rows names: what the copy engine does
-// where rows lie one after another. Behind a __syncwarp.
+// where rows lie one after another. Lane i knows `row`, of the warp's row i % 16. Behind a
+// __syncwarp.
 template <class Traits>
 __device__ __forceinline__ void scatter_rows(const StagedRows<Traits>& staged,
-                                             const AttentionParams& a, const RowPlace& first) {
+                                             const AttentionParams& a, const RowPlace& first,
+                                             int32_t row) {
   using Element = typename Traits::Element;
   constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, in a row
   const int lane = static_cast<int>(read_thread() % 32);
-#pragma unroll 1
+  Element* const out = static_cast<Element*>(a.out.data) + a.out.offset(first.batch, first.head);
+#pragma unroll 2
   for (int i = lane; i < 16 * kChunks; i += 32) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    if (first.row + row >= a.queries) continue;
-    const uint4 words = *reinterpret_cast<const uint4*>(
-        staged.data() + chunk / 8 * staged.kPanelBytes + row * 128 + (chunk % 8 ^ row % 8) * 16);
-    *reinterpret_cast<uint4*>(static_cast<Element*>(a.out.data) +
-                              a.out.offset(first.batch, first.head, row_of(a, first.row + row)) +
-                              8 * chunk) = words;
+    const int in_warp = i / kChunks, chunk = i % kChunks;
+    const int32_t to = __shfl_sync(0xffffffffu, row, in_warp);
+    const uint4 words =
+        *reinterpret_cast<const uint4*>(staged.data() + chunk / 8 * staged.kPanelBytes +
+                                        in_warp * 128 + (chunk % 8 ^ in_warp % 8) * 16);
+    if (first.row + in_warp < a.queries) {
+      *reinterpret_cast<uint4*>(out + to * a.out.strides[2] + 8 * chunk) = words;
+    }
   }
 }
 

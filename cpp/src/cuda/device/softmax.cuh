@@ -154,8 +154,12 @@ struct OnlineSoftmax {
   // weights are exact.
   __device__ void merge(int row, float rest_lse, float scale, float& own, float& rest) {
     float mine = reference[row], theirs = rest_lse * kLog2E, octaves = 1.0f, normal = 1.0f;
+    bool overflows = false;
     if (exact) {
       mine = lse(reference[row], sum[row], scale);
+      // It outweighs every rest whose lse is finite, as the lse that comes out of it is not.
+      overflows = mine > FLT_MAX;
+      if (overflows) mine = FLT_MAX;
       theirs = rest_lse;
       octaves = kLog2E;
       normal = reciprocal_of_sum(sum[row]);
@@ -165,7 +169,7 @@ struct OnlineSoftmax {
     own = exp2_approximate((mine - top) * octaves);
     rest = exp2_approximate((theirs - top) * octaves);
     sum[row] = fmaf(sum[row], own, rest);
-    reference[row] = top;
+    reference[row] = overflows ? INFINITY : top;
     const float reciprocal = reciprocal_of_sum(sum[row]);
     own *= reciprocal * normal;
     rest *= reciprocal;

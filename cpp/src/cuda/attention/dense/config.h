@@ -10,6 +10,10 @@ constexpr int column_sum_bytes(const TileConfig& config) {
   return 4 * config.warpgroups * config.keys * 4;
 }
 
+// So many tiles' sums are in flight: two, lest a warpgroup waits for the slowest of the tile
+// before, where shared memory has room.
+constexpr int column_sum_stages(int head_dim) { return head_dim == 256 ? 1 : 2; }
+
 constexpr TileConfig dense_config(int head_dim, bool column_sums) {
   const int row_blocks = head_dim == 256 ? 2 : 3;
   return {.warpgroups = row_blocks,

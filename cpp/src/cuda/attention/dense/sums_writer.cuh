@@ -21,11 +21,12 @@ class ColumnSumsWriter {
       const KeyOrder<kKeys> keys(work);
 #pragma unroll 1
       for (int32_t j = 0; j < keys.tiles; ++j) {
-        shared.sums.ring.wait(slot_);
-        store_tile(work, keys.first_key(j));
+        const auto slot = slot_.of_writer();
+        shared.sums.ring.wait(slot);
+        store_tile(work, keys.first_key(j), slot.stage);
         __syncwarp();
-        if (threadIdx.x % 32 == 0) shared.sums.ring.release(slot_);
-        ++slot_;
+        if (threadIdx.x % 32 == 0) shared.sums.ring.release(slot);
+        ++slot_.count;
       }
       if (threadIdx.x % 32 == 0) shared.work.release(n);
     }
@@ -34,24 +35,35 @@ class ColumnSumsWriter {
  private:
   static constexpr int kKeys = Traits::kKeys;
 
-  __device__ __forceinline__ void store_tile(const Work& work, int32_t first_key) {
-    const int warps_per_group = p.rows_per_group / 16;
+  // A lane has the pairs lane and lane + 32 of the tile's kPairs.
+  static constexpr int kPairs = kKeys / 2;
+  static_assert(kPairs > 32 && kPairs <= 64);
+
+  __device__ __forceinline__ void store_tile(const Work& work, int32_t first_key, int stage) {
+    const auto& parts = shared.sums.pairs[stage];
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int second = min(lane + 32, kPairs - 1);
+    const int warps_per_group = p.rows_per_group / 16;  // a multiple of 4
     int32_t group = work.first_row / p.rows_per_group;
 #pragma unroll 1
     for (int warp = 0; warp < 4 * work.warpgroups; warp += warps_per_group, ++group) {
       if (static_cast<int64_t>(group) * p.rows_per_group >= p.attention.queries) break;
+      float2 sums[2] = {};
 #pragma unroll 1
-      for (int pair = static_cast<int>(threadIdx.x % 32); pair < kKeys / 2; pair += 32) {
-        float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll 4
-        for (int w = 0; w < warps_per_group; ++w) {
-          const float2 part = shared.sums.pairs[warp + w][pair];
-          sum.x += part.x;
-          sum.y += part.y;
+      for (int w = warp; w < warp + warps_per_group; w += 4) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          add(sums[0], parts[w + i][lane]);
+          add(sums[1], parts[w + i][second]);
         }
-        store(work, group, first_key + 2 * pair, sum);
       }
+      store(work, group, first_key + 2 * lane, sums[0]);
+      if (lane + 32 < kPairs) store(work, group, first_key + 2 * second, sums[1]);
     }
+  }
+  static __device__ __forceinline__ void add(float2& sum, const float2& part) {
+    sum.x += part.x;
+    sum.y += part.y;
   }
   __device__ __forceinline__ void store(const Work& work, int32_t group, int32_t key, float2 sum) {
     const auto keys = static_cast<int32_t>(p.attention.keys);
@@ -84,7 +96,7 @@ class ColumnSumsWriter {
 
   const ColumnSumsKernelParams& p;
   typename Traits::Shared& shared;
-  ColumnSumRing::Position slot_;
+  SumPosition<Traits::kSumStages> slot_;
 };
 
 }  // namespace chipmunk::cuda

@@ -21,12 +21,10 @@ struct DenseTraits : AttentionTraits<Element, kHeadDim, dense_config(kHeadDim, k
   static constexpr bool kSumsColumns = kSums;
   static constexpr int kWarps = 4 * Base::kWarpgroups;  // of consumers
 
-  // Where three warpgroups share the registers, each thread's two factors are in shared memory.
-  static constexpr bool kHoldsFactors = Base::kWarpgroups < 3;
+  static constexpr int kSumStages = column_sum_stages(kHeadDim);
 
   struct TilesAndSums : Base::template SharedTiles<Work> {
-    ColumnSumParts<kWarps, Base::kKeys> sums;
-    float2 factors[kHoldsFactors ? 1 : 32 * kWarps];
+    ColumnSumParts<kSumStages, kWarps, Base::kKeys> sums;
   };
   using Shared = std::conditional_t<kSums, TilesAndSums, typename Base::template SharedTiles<Work>>;
   static constexpr int kSharedBytes = static_cast<int>(sizeof(Shared));

@@ -24,7 +24,7 @@ struct ColumnSparseTraits
   static constexpr bool kMayHaveRest = true;
   static constexpr bool kMayKeepReferences = false;
   static constexpr bool kSumsColumns = false;
-  static constexpr bool kHoldsFactors = false;
+  static constexpr int kSumStages = 1;  // of none
 
   using Shared = typename Base::template SharedTiles<ListWork>;
   static constexpr int kSharedBytes = static_cast<int>(sizeof(Shared));
