@@ -76,9 +76,9 @@ void add_number_tests(testing::Tests& tests) {
     expect(message([](const C& c) { c.softmax_scale(-1.0f); }),
            "some_op: softmax_scale: -1.000000 on cuda:1; the CUDA kernels take numbers >= 0");
     expect(message([](const C& c) { c.softmax_scale(-1.0f); }, kCpu), "");
-    expect(message([](const C& c) { c.softmax_scale(-1.0f); }, kGpu,
-                   chipmunk::cuda_limits::kDenseAttention),
-           "");
+    expect(
+        message([](const C& c) { c.softmax_scale(-1.0f); }, kGpu, chipmunk::cuda_limits::kColumns),
+        "");
     expect(message([](const C& c) { c.fits_int32("k", (int64_t{1} << 31) - 1, "keys"); }), "");
     expect(message([](const C& c) { c.fits_int32("k", int64_t{1} << 31, "keys"); }),
            "some_op: k: 2147483648 keys on cuda:1; the CUDA kernels take fewer than 2^31");

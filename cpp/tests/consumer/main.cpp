@@ -58,8 +58,8 @@ int main() {
       view(counts.data(), DType::kInt32, {1, kHeads, kGroups}), kQueryGroup};
   const chipmunk::AttentionPart result{tensor(out),
                                        view(lse.data(), DType::kFloat32, {1, kHeads, kTokens})};
-  chipmunk::column_sparse_attention(tensor(q), tensor(k), tensor(v), columns, nullptr, nullptr, scale,
-                                    result, {});
+  chipmunk::column_sparse_attention(tensor(q), tensor(k), tensor(v), columns, nullptr, nullptr,
+                                    scale, result, {});
 
   double worst = 0;
   for (int64_t h = 0; h < kHeads; ++h) {

@@ -32,9 +32,8 @@ __device__ __forceinline__ void load_panels(const CUtensorMap& map, TransactionB
 #pragma unroll
   for (int panel = 0; panel < kPanels; ++panel) {
     cute::SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full),
-                                 static_cast<uint64_t>(kHint),
-                                 to + panel * kPanelBytes, panel * kPanelElements, at.row, at.head,
-                                 at.batch);
+                                 static_cast<uint64_t>(kHint), to + panel * kPanelBytes,
+                                 panel * kPanelElements, at.row, at.head, at.batch);
   }
 }
 
