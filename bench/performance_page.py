@@ -117,6 +117,7 @@ def _gpu_sections(folder: Path) -> list[str]:
         "rest": _rest,
         "general": _general,
         "lengths": _lengths,
+        "dense": _dense,
         "select": _select,
         "overhead": _gpu_overhead,
     }
@@ -253,6 +254,30 @@ def _lengths(found: Results) -> str:
         f"With an order, lists of many lengths run at {percent(min(speeds))} to "
         f"{percent(max(speeds))} of the speed of equal lists.",
         "Head dim 128, bfloat16, groups of 192; speed is useful TFLOP/s.",
+    )
+
+
+def _dense(found: Results) -> str:
+    rows = [
+        (
+            f"{row['heads']} x {row['tokens']:,}",
+            row["head_dim"],
+            name,
+            ms(figures["median_ms"]),
+            whole(figures["tflops"]),
+            plain(figures.get("over_fa3"), ".3f"),
+            plain(figures.get("over_dense"), ".3f"),
+        )
+        for row in found["rows"]
+        for name, variant in row["variants"].items()
+        if (figures := variant.get("sustained"))
+    ]
+    heads = ("heads x tokens", "head dim", "variant", "ms", "TFLOP/s", "/ fa3", "/ dense")
+    return section(
+        f"Dense attention and column sums on one {_card(found)}",
+        found,
+        table(heads, rows),
+        "Bfloat16; the last columns are times over FlashAttention-3's and over plain dense ones.",
     )
 
 
