@@ -49,6 +49,18 @@ class Inputs:
         self.lse.fill_(math.nan)
 
 
+def described(case: Any) -> dict[str, Any]:
+    """What a row of results says of its case, which has `shape`, `dtype` and `query_group`."""
+    return {
+        "shape": case.shape.name,
+        "heads": case.shape.heads,
+        "tokens": case.shape.tokens,
+        "head_dim": case.shape.head_dim,
+        "dtype": case.dtype,
+        "query_group": case.query_group,
+    }
+
+
 @dataclass(frozen=True)
 class Variant:
     """Something to time, and what its result must be."""

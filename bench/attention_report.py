@@ -77,7 +77,7 @@ def lines(row: Row) -> Iterator[str]:
         figures = of_record(variant)
         clocks = [variant.get("sustained", {}).get(key) for key in ("sm_mhz", "power_w")]
         cells = [
-            *(_cell(variant.get(mode, {}).get("median_ms"), 9, ".4g") for mode in reversed(MODES)),
+            *time_cells(variant),
             *(_cell(c and c["median"], w, ".0f") for c, w in zip(clocks, (5, 4), strict=True)),
             _cell(figures.get("tflops"), 7, ".0f"),
             _cell(figures.get("over_fa3"), 8, ".2f", "x"),
@@ -105,6 +105,11 @@ def _remark(row: Row, name: str, figures: Mapping[str, Any]) -> str:
         return f"{remark}, target {wanted:.2f} {met}" if judged else remark
     note = row["variants"][name]["note"]
     return f"  {note}" if note else ""
+
+
+def time_cells(variant: Mapping[str, Any]) -> list[str]:
+    """Milliseconds of cold launches and sustained, for a table."""
+    return [_cell(variant.get(mode, {}).get("median_ms"), 9, ".4g") for mode in reversed(MODES)]
 
 
 def _cell(value: float | None, width: int, form: str, unit: str = "") -> str:

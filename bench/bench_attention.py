@@ -44,6 +44,7 @@ from attention_cases import (
     Variant,
     check,
     dense_flops,
+    described,
     ours,
     reason,
     sampled_rows,
@@ -108,12 +109,7 @@ def measure(
     runs = {variant.name: variant.run for variant in variants}
     dense = dense_flops(case)
     row: Row = {
-        "shape": case.shape.name,
-        "heads": case.shape.heads,
-        "tokens": case.shape.tokens,
-        "head_dim": case.shape.head_dim,
-        "dtype": case.dtype,
-        "query_group": case.query_group,
+        **described(case),
         "count": case.count,
         "lengths": case.lengths,
         "sparsity": 1 - case.count / case.shape.tokens,

@@ -9,9 +9,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from attention_cases import Inputs, Variant, check, dense_flops, reason, sampled_rows
+from attention_cases import (
+    Inputs,
+    Variant,
+    check,
+    dense_flops,
+    described,
+    reason,
+    sampled_rows,
+)
 from attention_peers import Peer
-from attention_report import MODES, Row
+from attention_report import MODES, Row, time_cells
 from gpu_machine import Machine, timed
 from shapes import (
     CUDNN,
@@ -30,7 +38,7 @@ from chipmunk_kernels import reference
 
 DENSE_SUITE = "dense"
 DENSE, SUMS, EXACT_SUMS = "dense", "column sums", "exact column sums"
-SUMS_ALLOWED = 0.02
+SUMS_ALLOWED = torch.finfo(torch.bfloat16).eps  # one rounding of a group's greatest sum
 HEADER = (
     f"{'heads x tokens x head dim':<24}  {'variant':<18} {'cold ms':>9} {'sust. ms':>9} "
     f"{'TFLOP/s':>8} {'/ fa3':>6} {'/ dense':>7}"
@@ -154,12 +162,7 @@ def measure(
             left_out[name] = reason(error)
     flops = dense_flops(case.attention)
     row: Row = {
-        "shape": case.shape.name,
-        "heads": case.shape.heads,
-        "tokens": case.shape.tokens,
-        "head_dim": case.shape.head_dim,
-        "dtype": case.dtype,
-        "query_group": case.query_group,
+        **described(case),
         "dense_gflop": flops / 1e9,
         "variants": timed(runs, options, machine),
         "checks": checks,
@@ -178,7 +181,7 @@ def derive(row: Row, flops: int) -> None:
             figures["tflops"] = round(flops / ms / 1e9, 1)
             for peer in (FA3, DENSE):
                 if peer in times and name != peer:
-                    figures[f"over_{peer}"] = round(ms / times[peer], 4)
+                    figures[f"time_over_{peer}"] = round(ms / times[peer], 4)
 
 
 def lines(row: Row) -> Iterator[str]:
@@ -186,12 +189,10 @@ def lines(row: Row) -> Iterator[str]:
     lead = f"{row['heads']} x {row['tokens']:,} x {row['head_dim']}"
     lead = f"{lead:<24}"
     for name, variant in row["variants"].items():
-        sustained, cold = (variant.get(mode, {}) for mode in MODES)
-        figures = sustained or cold
-        ratios = (figures.get(f"over_{peer}") for peer in (FA3, DENSE))
+        figures = variant.get("sustained") or variant.get("launches", {})
+        ratios = (figures.get(f"time_over_{peer}") for peer in (FA3, DENSE))
         cells = [
-            f"{cold['median_ms']:9.4g}" if cold else f"{'-':>9}",
-            f"{sustained['median_ms']:9.4g}" if sustained else f"{'-':>9}",
+            *time_cells(variant),
             f"{figures['tflops']:8.0f}",
             *(f"{ratio:6.3f}" if ratio is not None else f"{'-':>6}" for ratio in ratios),
         ]

@@ -10,7 +10,7 @@ leaves its table out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,14 @@ def _lengths(found: Results) -> str:
     )
 
 
+def _sustained(found: Results) -> Iterator[tuple[Row, str, Mapping[str, Any]]]:
+    """Every row's variants that have sustained figures, with these."""
+    for row in found["rows"]:
+        for name, variant in row["variants"].items():
+            if figures := variant.get("sustained"):
+                yield row, name, figures
+
+
 def _dense(found: Results) -> str:
     rows = [
         (
@@ -265,12 +273,10 @@ def _dense(found: Results) -> str:
             name,
             ms(figures["median_ms"]),
             whole(figures["tflops"]),
-            plain(figures.get("over_fa3"), ".3f"),
-            plain(figures.get("over_dense"), ".3f"),
+            plain(figures.get("time_over_fa3"), ".3f"),
+            plain(figures.get("time_over_dense"), ".3f"),
         )
-        for row in found["rows"]
-        for name, variant in row["variants"].items()
-        if (figures := variant.get("sustained"))
+        for row, name, figures in _sustained(found)
     ]
     heads = ("heads x tokens", "head dim", "variant", "ms", "TFLOP/s", "/ fa3", "/ dense")
     return section(
@@ -291,9 +297,7 @@ def _select(found: Results) -> str:
             whole(figures["gb_s"]),
             plain(figures.get("order_us"), ".1f"),
         )
-        for row in found["rows"]
-        for name, variant in row["variants"].items()
-        if (figures := variant.get("sustained"))
+        for row, name, figures in _sustained(found)
     ]
     heads = ("lists x columns (selected)", "scores", "budget", "ms", "GB/s", "order, us")
     return section(

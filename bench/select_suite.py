@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from attention_cases import reason
-from attention_report import MODES, Row
+from attention_report import MODES, Row, time_cells
 from gpu_machine import Machine, timed
 from torch import Tensor
 
@@ -156,11 +156,9 @@ def lines(row: Row) -> Iterator[str]:
     lead = f"{row['lists']:,} x {row['columns']:,} ({row['count']:,})"
     lead = f"{lead:<28}"
     for name, variant in row["variants"].items():
-        sustained, cold = (variant.get(mode, {}) for mode in MODES)
-        figures = sustained or cold
+        figures = variant.get("sustained") or variant.get("launches", {})
         cells = [
-            f"{cold['median_ms']:9.4g}" if cold else f"{'-':>9}",
-            f"{sustained['median_ms']:9.4g}" if sustained else f"{'-':>9}",
+            *time_cells(variant),
             f"{figures['gb_s']:6.0f}",
             f"{figures['order_us']:8.1f}" if "order_us" in figures else "",
         ]

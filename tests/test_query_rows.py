@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -49,22 +48,13 @@ def random_weights(case, device):
     return laid_out(weights.to(device), case.layout)
 
 
-def sums_case(case, device):
-    """With groups that column sums take: on a GPU not 256, and 192 to head dim 128."""
-    if device == "cpu" or case.query_group in (64, 128):
-        return case
-    return replace(case, query_group=192 if case.head_dim < 256 else 64)
-
-
 @given(data=st.data())
 def test_column_sparse_attention(device, data):
     case = data.draw(attention_cases(device))
     with_rest = data.draw(st.booleans())
     q, k, v = case.qkv(device)
     mask = case.mask(device)
-    selected = mask.unflatten(1, (case.kv_heads, case.heads_per_kv)).any(2).any(2)
-    k.masked_fill_(~selected[..., None], math.nan)
-    v.masked_fill_(~selected[..., None], math.nan)
+    case.poison_unread(mask, k, v)
     rest = case.part(device, seed=5) if with_rest else None
     columns = poisoned_lists(mask, case.query_group, layout=case.layout)
     rows = permutation(case.queries, device, case.seed)
@@ -86,7 +76,7 @@ def test_column_sparse_attention(device, data):
 
 @given(data=st.data())
 def test_dense_attention_column_sums(device, data):
-    case = sums_case(data.draw(attention_cases(device)), device)
+    case = data.draw(attention_cases(device)).for_sums(device)
     sums_dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
     q, k, v = case.qkv(device)
     lse = None

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "attention_reference.h"
+#include "attention_problem.h"
 #include "testing.h"
 
 namespace testing {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <string>
 
-#include "attention_reference.h"
+#include "attention_problem.h"
 #include "testing.h"
 
 namespace {

@@ -79,6 +79,53 @@ __device__ __forceinline__ float summand_factor(const OnlineSoftmax& softmax, in
   return factor > FLT_MAX ? FLT_MAX : factor;
 }
 
+// What the sums of a thread's two rows refer to, where the caller gives it; `at` is the first row.
+// Rows behind the last one count for nothing.
+template <class Params>
+__device__ __forceinline__ void load_reference_lse(const Params& p, const RowPlace& at,
+                                                   float (&lse)[2]) {
+  const AttentionParams& a = p.attention;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int32_t position = at.row + 8 * r;
+    lse[r] = INFINITY;
+    if (position < a.queries && p.reference_lse.data != nullptr) {
+      lse[r] = __ldg(p.reference_lse.data +
+                     p.reference_lse.offset(at.batch, at.head, row_of(a, position)));
+    }
+  }
+}
+// The factors of these rows, by `lse` or by what a first pass has kept.
+template <class Params>
+__device__ __forceinline__ float2 summand_factors(const Params& p, const RowPlace& at,
+                                                  const OnlineSoftmax& softmax,
+                                                  const float (&lse)[2]) {
+  const AttentionParams& a = p.attention;
+  float factor[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int32_t position = at.row + 8 * r;
+    RowReference to = RowReference::of_lse(lse[r]);
+    if (p.reference_lse.data == nullptr && position < a.queries) {
+      to = *row_reference(a, at.batch, at.head, row_of(a, position));
+    }
+    factor[r] = summand_factor(softmax, r, to);
+  }
+  return {factor[0], factor[1]};
+}
+
+// The first pass's: two lanes of a quad keep a row each.
+__device__ __forceinline__ void keep_reference(const AttentionParams& a, const RowPlace& at,
+                                               const OnlineSoftmax& softmax) {
+  const uint32_t r = read_thread() % 4;
+  const int32_t position = at.row + (r == 0 ? 0 : 8);
+  if (r < 2 && position < a.queries) {
+    *row_reference(a, at.batch, at.head, row_of(a, position)) =
+        RowReference::of_row(r == 0 ? softmax.reference[0] : softmax.reference[1],
+                             r == 0 ? softmax.sum[0] : softmax.sum[1], softmax.exact);
+  }
+}
+
 // Adds up kCount values of each lane over lanes that differ in bit kMask. A lane keeps half of the
 // values: of its pairs of columns those from `first` on, `count` of them.
 template <int kMask, int kCount, int kPairs>

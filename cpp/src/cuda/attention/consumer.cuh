@@ -119,7 +119,7 @@ class Consumer {
     next_turn_ = kTurn + (w + 1 == work.warpgroups ? 0 : w + 1);
     softmax.scale_log2 = p.scale_log2;
     float reference_lse[2];
-    if constexpr (Traits::kSumsColumns) load_reference_lse(reference_lse);
+    if constexpr (Traits::kSumsColumns) load_reference_lse(p, rows(), reference_lse);
     products_.finish_qk();
     release_k();
     if (keys.tiles == 1) take_next_queries();
@@ -127,7 +127,7 @@ class Consumer {
     softmax.start(products_.scores);
     softmax.weigh(products_.scores, softmax.sum);
     if constexpr (Traits::kSumsColumns) {
-      set_factors(softmax, reference_lse);
+      factor_ = summand_factors(p, rows(), softmax, reference_lse);
       pack_and_sum();
     } else {
       products_.pack_weights();
@@ -174,8 +174,8 @@ class Consumer {
       if constexpr (!Traits::kOverlapped && !Traits::kSumsColumns) products_.pack_weights();
       if constexpr (Traits::kSumsColumns) {
         float reference_lse[2];
-        load_reference_lse(reference_lse);
-        set_factors(softmax, reference_lse);
+        load_reference_lse(p, rows(), reference_lse);
+        factor_ = summand_factors(p, rows(), softmax, reference_lse);
       }
     }
     softmax.add(part);
@@ -229,19 +229,12 @@ class Consumer {
     __syncwarp();
     write_lse(p.attention, at, softmax, unit);
   }
-  // Instead: what exact column sums will refer to. By way of nothing, but the stages are waited
-  // for.
+  // Instead of a result: what exact column sums will refer to. The stages stay empty, but are
+  // waited for, as they are released later.
   __device__ __forceinline__ void keep_references(const OnlineSoftmax& softmax) {
     shared.v_ring.wait(slot_);
     shared.k_ring.wait(slot_.after());
-    const RowPlace at = rows();
-    const uint32_t r = read_thread() % 4;
-    const int32_t position = at.row + (r == 0 ? 0 : 8);
-    if (r < 2 && position < p.attention.queries) {
-      *row_reference(p.attention, at.batch, at.head, row_of(p.attention, position)) =
-          RowReference::of_row(r == 0 ? softmax.reference[0] : softmax.reference[1],
-                               r == 0 ? softmax.sum[0] : softmax.sum[1], softmax.exact);
-    }
+    keep_reference(p.attention, rows(), softmax);
   }
   // Frees the stages of the tile before's result, once the copy engine has read them; behind the
   // release of this tile's first K.
@@ -347,36 +340,6 @@ class Consumer {
     if constexpr (kTurns) named_arrive(next_turn_, 256);
   }
 
-  // What column sums refer to, where the caller gives it. Rows behind the last one count for
-  // nothing.
-  __device__ __forceinline__ void load_reference_lse(float (&lse)[2]) const {
-    const AttentionParams& a = p.attention;
-    const RowPlace at = rows();
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int32_t position = at.row + 8 * r;
-      lse[r] = INFINITY;
-      if (position < a.queries && p.reference_lse.data != nullptr) {
-        lse[r] = __ldg(p.reference_lse.data +
-                       p.reference_lse.offset(at.batch, at.head, row_of(a, position)));
-      }
-    }
-  }
-  __device__ __forceinline__ void set_factors(const OnlineSoftmax& softmax, const float (&lse)[2]) {
-    const AttentionParams& a = p.attention;
-    const RowPlace at = rows();
-    float factor[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int32_t position = at.row + 8 * r;
-      RowReference to = RowReference::of_lse(lse[r]);
-      if (p.reference_lse.data == nullptr && position < a.queries) {
-        to = *row_reference(a, at.batch, at.head, row_of(a, position));
-      }
-      factor[r] = summand_factor(softmax, r, to);
-    }
-    factor_ = {factor[0], factor[1]};
-  }
   // Packs the weights of a tile of keys, and keeps this thread's part of its column sums.
   __device__ __forceinline__ void pack_and_sum() {
     products_.pack_and_add_rows(factor_, sums_);

@@ -16,6 +16,7 @@ namespace chipmunk::cuda {
 namespace {
 
 constexpr const char* kOp = "column_sparse_attention";
+
 template <class Element, int kHeadDim>
 void launch_for(int row_blocks, const ColumnSparseKernelParams& params, const LaunchSite& site) {
   if constexpr (kHeadDim < 256) {
